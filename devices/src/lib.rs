@@ -1,0 +1,17 @@
+//! The devices of a Yun microVM: virtio block, net and entropy over two transports, a UART and a keyboard controller.
+//!
+//! | room | one idea |
+//! |---|---|
+//! | [`mem`] | guest RAM: checked copies in and out, never a reference into it |
+//! | [`irq`] | the only way a device reaches the guest's CPU |
+//! | [`bus`] | an address map: pure lookup, no device logic |
+//! | [`virtio`] | the contract between a device, its transport and whoever runs it |
+//!
+//! Deliberately absent: KVM, HTTP, threads. Whoever owns a machine gives a device its RAM, its interrupt and a thread to run on;
+//! a transport asks for that thread through [`virtio::Owner`].
+#![forbid(unsafe_code)]
+
+pub mod bus;
+pub mod irq;
+pub mod mem;
+pub mod virtio;

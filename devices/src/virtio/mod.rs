@@ -1,0 +1,160 @@
+//! The contract between a virtio device, its transport and whoever runs it.
+//!
+//! ```text
+//!            vCPU thread                                   the device's own thread
+//!   guest ── register access ──> transport::core ── Owner::run ──> Running::serve(queue), Running::ready(source)
+//!              (mmio or pci)      holds Idle        Owner::halt <── Running::stop() = Idle
+//! ```
+//! Before DRIVER_OK a transport holds an [`Idle`] device: it can be described, not served. [`Idle::start`] trades it for a
+//! [`Running`] one, which owns its queues; [`Running::stop`] trades it back. Serving without memory, or starting twice,
+//! does not compile.
+
+use std::os::fd::RawFd;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, RwLock};
+use std::time::Duration;
+
+use virtio_queue::Queue;
+
+use crate::irq::Interrupt;
+use crate::mem::Ram;
+
+/// The device's kind: its virtio device ID (virtio 1.2 §5).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum DeviceKind {
+    /// Network card, §5.1.
+    Net = 1,
+    /// Block device, §5.2.
+    Block = 2,
+    /// Entropy device, §5.4.
+    Entropy = 4,
+}
+
+/// The device-specific configuration space (virtio 1.2 §2.5), little-endian, shared by the device (which changes it) and
+/// its transport (which lets the guest read it).
+#[derive(Debug)]
+pub struct ConfigSpace {
+    bytes: RwLock<Vec<u8>>,
+    generation: AtomicU32,
+}
+
+impl ConfigSpace {
+    /// A configuration space holding `bytes`, generation 0.
+    #[must_use]
+    pub fn new(bytes: Vec<u8>) -> Arc<Self> {
+        Arc::new(Self { bytes: RwLock::new(bytes), generation: AtomicU32::new(0) })
+    }
+
+    /// Fills `data` from `offset`; zeros past the end.
+    pub fn read(&self, offset: u64, data: &mut [u8]) {
+        data.fill(0);
+        let bytes = self.bytes.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let Some(rest) = usize::try_from(offset).ok().and_then(|offset| bytes.get(offset..)) else { return };
+        let n = rest.len().min(data.len());
+        data[..n].copy_from_slice(&rest[..n]);
+    }
+
+    /// Replaces the bytes at `offset` and moves to the next generation. The caller raises the config interrupt.
+    ///
+    /// # Panics
+    /// If `offset + data.len()` is past the end: the device knows its own layout.
+    pub fn update(&self, offset: usize, data: &[u8]) {
+        let mut bytes = self.bytes.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        bytes[offset..offset + data.len()].copy_from_slice(data);
+        self.generation.fetch_add(1, Ordering::Release);
+    }
+
+    /// Changes whenever the contents do (virtio 1.2 §2.5.3.1).
+    #[must_use]
+    pub fn generation(&self) -> u32 {
+        self.generation.load(Ordering::Acquire)
+    }
+}
+
+/// What a device gets when the driver sets DRIVER_OK.
+pub struct Granted {
+    /// All guest RAM.
+    pub ram: Ram,
+    /// The features both sides agreed on; a subset of what was offered, VIRTIO_F_VERSION_1 among them.
+    pub features: u64,
+    /// The enabled queues by index; `None` where the driver enabled none. Each is valid: ready, sized, rings inside RAM.
+    pub queues: Vec<Option<Queue>>,
+    /// How to reach the driver.
+    pub interrupt: Arc<dyn Interrupt>,
+}
+
+/// A device that could not start: why, and the device itself, unchanged.
+pub struct StartFailed {
+    /// The device, as it was.
+    pub device: Box<dyn Idle>,
+    /// For the log.
+    pub reason: String,
+}
+
+/// A device that no driver is using: all that a transport can hold before DRIVER_OK.
+pub trait Idle: Send {
+    /// The virtio device ID.
+    fn kind(&self) -> DeviceKind;
+
+    /// The feature bits on offer, transport-independent ones (VIRTIO_F_VERSION_1, EVENT_IDX, INDIRECT_DESC) included.
+    fn offered(&self) -> u64;
+
+    /// The largest size of each queue; powers of two. Its length is the number of queues.
+    fn queue_sizes_max(&self) -> &[u16];
+
+    /// The device's configuration space.
+    fn config(&self) -> &Arc<ConfigSpace>;
+
+    /// Begins to serve. Cheap: called on a vCPU's thread.
+    ///
+    /// # Errors
+    /// [`StartFailed`] gives the device back; the transport then sets DEVICE_NEEDS_RESET.
+    fn start(self: Box<Self>, granted: Granted) -> Result<Box<dyn Running>, StartFailed>;
+}
+
+/// What [`Running::serve`] left behind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Served {
+    /// Nothing to do until the next kick or event.
+    Drained,
+    /// The bound on one batch was reached: call again soon, after a look at the other sources.
+    More,
+    /// A rate limit (or a busy host) holds the queue: call again after this long, or when kicked.
+    After(Duration),
+    /// The driver broke the rules; [`Interrupt::needs_reset`] was already called. Serve nothing more until stopped.
+    Broken,
+}
+
+/// A device in use. Owned by one thread, which alone calls it.
+pub trait Running: Send {
+    /// Serves one bounded batch of `queue`; called when the driver kicked it, and once after the start.
+    /// An index without a queue is ignored.
+    fn serve(&mut self, queue: u16) -> Served;
+
+    /// Descriptors beside the kicks that the device waits for to become readable; fixed for the device's life.
+    /// Watched edge-triggered: `ready` reads until it would block or remembers what is left.
+    fn sources(&self) -> Vec<RawFd> {
+        Vec::new()
+    }
+
+    /// The source of this index (in [`Running::sources`]) became readable, or `Served::More`/`After` of it is due.
+    fn ready(&mut self, _source: usize) -> Served {
+        Served::Drained
+    }
+
+    /// Settles requests in flight and becomes idle again, with everything the driver negotiated forgotten.
+    fn stop(self: Box<Self>) -> Box<dyn Idle>;
+}
+
+/// Whoever gives a running device its thread; a transport has one. Implemented by the machine.
+pub trait Owner: Send {
+    /// Runs the device: first one [`Running::serve`] of each queue in `queues`, then whenever kicked.
+    fn run(&mut self, device: Box<dyn Running>, queues: &[u16]);
+
+    /// Stops what runs, waiting until its thread let go of it; `None` if nothing runs.
+    fn halt(&mut self) -> Option<Box<dyn Idle>>;
+
+    /// A kick of `queue` that came through the transport's registers rather than through an ioeventfd.
+    fn kick(&self, queue: u16);
+}

@@ -1,0 +1,2 @@
+//! `yun-vmm`: one process, one microVM.
+fn main() {}

@@ -1,0 +1,1 @@
+//! The Yun virtual machine monitor.
