@@ -1,1 +1,4 @@
 //! The Yun virtual machine monitor.
+
+pub mod control;
+pub mod spec;

@@ -1,0 +1,181 @@
+//! Block devices: `/drives/{drive_id}`.
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::RateLimiter;
+
+/// Longest serial number a drive can show (virtio 1.2 §5.2.6: GET_ID answers 20 bytes).
+pub const SERIAL_LEN_MAX: usize = 20;
+
+/// Whether the guest is offered a flush command.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub enum CacheType {
+    /// No flush is offered: data may be lost if the host fails.
+    #[default]
+    Unsafe,
+    /// Flush is offered, and makes written data durable.
+    Writeback,
+}
+
+/// How the VMM does the drive's I/O.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub enum IoEngine {
+    /// One request at a time, by system calls.
+    #[default]
+    Sync,
+    /// Many at a time, by io_uring.
+    Async,
+}
+
+/// Body of `PUT /drives/{drive_id}`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DriveBody {
+    /// The same id as in the path.
+    pub drive_id: String,
+    /// Unique id of the partition that holds the root file system; without it the root is `/dev/vda`.
+    pub partuuid: Option<String>,
+    /// Whether the guest's root file system is on this drive.
+    pub is_root_device: bool,
+    /// Whether the guest is offered a flush command.
+    #[serde(default)]
+    pub cache_type: CacheType,
+    /// Whether the guest can't write; false if missing.
+    pub is_read_only: Option<bool>,
+    /// Host path of a raw image or block device.
+    pub path_on_host: Option<String>,
+    /// Limits on the drive's I/O.
+    pub rate_limiter: Option<RateLimiter>,
+    /// How the VMM does the drive's I/O; `Sync` if missing.
+    pub io_engine: Option<IoEngine>,
+    /// A vhost-user socket; not supported by this build.
+    pub socket: Option<String>,
+    /// Serial number that the guest reads, 1 to 20 ASCII characters (an addition to Firecracker's fields).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub serial: Option<String>,
+}
+
+/// A drive that can be had, as far as its description goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Drive {
+    /// Its name in the API.
+    pub id: String,
+    /// The image or block device.
+    pub path: String,
+    /// Whether the guest's root file system is on it.
+    pub root: bool,
+    /// Partition that holds the root file system.
+    pub partuuid: Option<String>,
+    /// Whether the guest can't write.
+    pub read_only: bool,
+    /// Whether the guest is offered a flush command.
+    pub cache: CacheType,
+    /// How the VMM does its I/O.
+    pub engine: IoEngine,
+    /// Limits on its I/O.
+    pub limiter: Option<RateLimiter>,
+    /// Serial number that the guest reads, if one was asked for.
+    pub serial: Option<String>,
+}
+
+/// Why a drive's description was refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DriveSpecError {
+    /// No image is named.
+    #[error("Invalid block config.")]
+    NoPath,
+    /// A vhost-user back end.
+    #[error(
+        "vhost-user drives are not supported by this build: name a raw image or block device in path_on_host, not a socket."
+    )]
+    VhostUser,
+    /// The serial number can't be shown to the guest.
+    #[error(
+        "The serial must be 1 to {SERIAL_LEN_MAX} printable ASCII characters, without spaces at its ends."
+    )]
+    Serial,
+}
+
+impl TryFrom<DriveBody> for Drive {
+    type Error = DriveSpecError;
+
+    fn try_from(body: DriveBody) -> Result<Self, DriveSpecError> {
+        if body.socket.is_some() {
+            return Err(DriveSpecError::VhostUser);
+        }
+        if let Some(serial) = &body.serial {
+            let printable = serial.bytes().all(|byte| (b' '..=b'~').contains(&byte));
+            if serial.is_empty() || serial.len() > SERIAL_LEN_MAX || !printable || serial.trim() != serial {
+                return Err(DriveSpecError::Serial);
+            }
+        }
+        Ok(Self {
+            id: body.drive_id,
+            path: body.path_on_host.ok_or(DriveSpecError::NoPath)?,
+            root: body.is_root_device,
+            partuuid: body.partuuid,
+            read_only: body.is_read_only.unwrap_or(false),
+            cache: body.cache_type,
+            engine: body.io_engine.unwrap_or_default(),
+            limiter: body.rate_limiter.and_then(RateLimiter::effective),
+            serial: body.serial,
+        })
+    }
+}
+
+/// Body of `PATCH /drives/{drive_id}`: what is missing stays as it is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DrivePatch {
+    /// The same id as in the path.
+    pub drive_id: String,
+    /// Another image; the guest is told of its size.
+    pub path_on_host: Option<String>,
+    /// Other limits: a bucket that is missing stays, one of zeros takes the limit away.
+    pub rate_limiter: Option<RateLimiter>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn drive(json: &str) -> Result<Drive, DriveSpecError> {
+        serde_json::from_str::<DriveBody>(json).unwrap().try_into()
+    }
+
+    #[test]
+    fn a_drive_without_its_optional_fields_is_writable_unsafe_and_sync() {
+        let drive = drive(r#"{"drive_id":"a","path_on_host":"/img","is_root_device":false}"#).unwrap();
+        assert_eq!((drive.read_only, drive.cache, drive.engine), (false, CacheType::Unsafe, IoEngine::Sync));
+        assert_eq!((drive.partuuid, drive.limiter, drive.serial), (None, None, None));
+    }
+
+    #[test]
+    fn a_drive_without_a_path_or_with_a_socket_is_refused() {
+        assert_eq!(drive(r#"{"drive_id":"a","is_root_device":false}"#), Err(DriveSpecError::NoPath));
+        assert_eq!(
+            drive(r#"{"drive_id":"a","is_root_device":false,"socket":"/s"}"#),
+            Err(DriveSpecError::VhostUser)
+        );
+    }
+
+    #[test]
+    fn a_serial_is_1_to_20_printable_ascii_characters() {
+        for (serial, fine) in [
+            ("x", true),
+            ("a b", true),
+            ("12345678901234567890", true),
+            ("123456789012345678901", false),
+            ("", false),
+            ("é", false),
+            (" a", false),
+            ("a\\n", false),
+        ] {
+            let json = format!(
+                r#"{{"drive_id":"a","path_on_host":"p","is_root_device":false,"serial":"{serial}"}}"#
+            );
+            assert_eq!(drive(&json).is_ok(), fine, "{serial:?}");
+        }
+    }
+}
