@@ -1,0 +1,159 @@
+//! Why a command was not carried out: the texts that clients see as `fault_message`.
+//!
+//! They are Firecracker's where it has one, because clients match on them.
+
+use std::io;
+
+use crate::spec::{DriveSpecError, MachineConfigError, NetSpecError};
+
+/// Why a command was not carried out. Its text is the `fault_message`; nothing was changed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Denial {
+    /// The command needs a microVM that was started.
+    #[error("The requested operation is not supported before starting the microVM.")]
+    BeforeStart,
+    /// The command is about what is configured before the start.
+    #[error("The requested operation is not supported after starting the microVM.")]
+    AfterStart,
+    /// The guest is no more; the process is about to end.
+    #[error("The microVM has ended.")]
+    Ended,
+    /// Whoever was to answer did not.
+    #[error("The microVM did not answer: it is gone.")]
+    Gone,
+    /// `PUT /boot-source`.
+    #[error("Boot source error: {0}")]
+    BootSource(#[from] BootSourceError),
+    /// `/machine-config`.
+    #[error("Machine config error: {0}")]
+    MachineConfig(#[from] MachineConfigError),
+    /// `/drives`.
+    #[error("Drive config error: {0}")]
+    Drive(#[from] DriveError),
+    /// `/network-interfaces`.
+    #[error("Network config error: {0}")]
+    Net(#[from] NetError),
+    /// `PUT /entropy`.
+    #[error("Entropy device error: {0}")]
+    Entropy(String),
+    /// `PUT /logger`.
+    #[error("Logger error: {0}")]
+    Logger(String),
+    /// `PUT /metrics`.
+    #[error("Metrics error: {0}")]
+    Metrics(String),
+    /// `InstanceStart`. The configuration is kept, and may be changed and tried again.
+    #[error("Start microvm error: {0}")]
+    Start(String),
+    /// Anything else that failed in a started microVM.
+    #[error("Internal VMM error: {0}")]
+    Internal(String),
+}
+
+impl Denial {
+    /// `InstanceStart` without a boot source.
+    pub fn no_kernel() -> Self {
+        Self::Start("Cannot start microvm without kernel configuration.".to_owned())
+    }
+}
+
+/// Why a boot source was refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BootSourceError {
+    /// The kernel can't be opened.
+    #[error("The kernel file cannot be opened: {0}")]
+    Kernel(String),
+    /// The initrd can't be opened.
+    #[error("The initrd file cannot be opened due to invalid path or invalid permissions. {0}")]
+    Initrd(String),
+    /// The command line can't be passed on.
+    #[error("The kernel command line is invalid: {0}")]
+    CommandLine(String),
+}
+
+/// Why a drive was refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DriveError {
+    /// The description can't be met.
+    #[error("Unable to create the virtio block device: {0}")]
+    Spec(#[from] DriveSpecError),
+    /// The image can't be opened.
+    #[error(
+        "Unable to create the virtio block device: Virtio backend error: Error manipulating the backing file: {error} {path}"
+    )]
+    Open {
+        /// What the host said.
+        error: String,
+        /// The image.
+        path: String,
+    },
+    /// Another drive is the root device.
+    #[error("A root block device already exists!")]
+    SecondRoot,
+    /// A change at run time names another image that can't be opened.
+    #[error(
+        "Unable to patch the block device: Device manager error: Virtio backend error: Error manipulating the backing \
+         file: {error} {path} Please verify the request arguments."
+    )]
+    PatchOpen {
+        /// What the host said.
+        error: String,
+        /// The image.
+        path: String,
+    },
+    /// A change at run time that changes nothing.
+    #[error(
+        "Unable to patch the block device: Device manager error: Running method expected different backend. \
+         Please verify the request arguments."
+    )]
+    PatchNothing,
+    /// A change at run time of a drive that isn't there.
+    #[error(
+        "Unable to patch the block device: Device manager error: Device not found: {0}. \
+         Please verify the request arguments."
+    )]
+    PatchUnknown(String),
+    /// The device did not take the change.
+    #[error(
+        "Unable to patch the block device: Device manager error: {0} Please verify the request arguments."
+    )]
+    PatchFailed(String),
+}
+
+impl DriveError {
+    pub(super) fn open(error: &io::Error, path: &str) -> Self {
+        Self::Open { error: error.to_string(), path: path.to_owned() }
+    }
+
+    pub(super) fn patch_open(error: &io::Error, path: &str) -> Self {
+        Self::PatchOpen { error: error.to_string(), path: path.to_owned() }
+    }
+}
+
+/// Why a network interface was refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NetError {
+    /// The description can't be met.
+    #[error("Could not create the network device: {0}")]
+    Spec(#[from] NetSpecError),
+    /// The TAP device can't be opened.
+    #[error(
+        "Could not create the network device: Open tap device failed: Error while creating ifreq structure: {error}. \
+         Invalid TUN/TAP Backend provided by {name}. Check our documentation on setting up the network devices."
+    )]
+    OpenTap {
+        /// What the host said.
+        error: String,
+        /// The device.
+        name: String,
+    },
+    /// Another interface has the address.
+    #[error("The MAC address is already in use: {0}")]
+    MacInUse(String),
+    /// A change at run time of an interface that isn't there.
+    #[error("Unable to update the net device: Device manager error: Device not found: {0}")]
+    PatchUnknown(String),
+    /// The device did not take the change.
+    #[error("Unable to update the net device: {0}")]
+    PatchFailed(String),
+}

@@ -1,0 +1,20 @@
+//! Between those who ask and the microVM: commands, what is allowed when, and what was configured.
+//!
+//! ```text
+//!   api thread ──Envelope──▶ driver thread ── admit(state, command)? ──▶ VmResources, machine
+//!        ▲                        │
+//!        └──────── Answer ────────┘   (a reply slot that is dropped answers "gone" by itself)
+//! ```
+//!
+//! One driver thread owns a microVM and is alone in changing it. `lifecycle` is a pure function over the state and a
+//! command; `config` keeps what was configured before the start and touches the host only through [`HostFiles`].
+
+mod command;
+mod config;
+mod denial;
+mod lifecycle;
+
+pub use command::{Answer, Command, CommandSender, Configure, Envelope, Outcome, ReplySlot, channel};
+pub use config::{BootEntry, DriveChange, DriveEntry, HostFiles, NetEntry, VmResources};
+pub use denial::{BootSourceError, Denial, DriveError, NetError};
+pub use lifecycle::{State, Verdict, admit};
