@@ -1,0 +1,292 @@
+//! The process's log, in Firecracker's form: `2026-11-23T01:02:03.123456789 [id:thread:LEVEL:file:line] text`.
+//!
+//! A line is formatted by whoever logs and handed to the host in one write that never waits: what standard output, a
+//! file or a FIFO does not take at once is dropped and counted. Form and destination can be changed at any time.
+
+use std::fmt::Write as _;
+use std::fs::File;
+use std::io::{self, IsTerminal, Write};
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::sync::{Mutex, MutexGuard, OnceLock};
+use std::thread;
+
+use log::{Level, LevelFilter, Log, Metadata, Record};
+use nix::sys::socket::{MsgFlags, send};
+
+use crate::control::Denial;
+use crate::metrics::{Count, open_nonblocking};
+use crate::spec::{self, InstanceId};
+use crate::utc::Utc;
+
+/// Longest line; what exceeds it is cut off. A pipe takes so much whole or not at all (PIPE_BUF).
+const LINE_LEN_MAX: usize = 4096;
+
+static LOGGER: OnceLock<Logger> = OnceLock::new();
+static MISSED: OnceLock<Count> = OnceLock::new();
+
+fn missed_count() -> &'static Count {
+    MISSED.get_or_init(Count::default)
+}
+
+/// How many lines were dropped so far.
+pub fn missed() -> u64 {
+    missed_count().get()
+}
+
+/// Starts logging, to standard output, at level Info. Call it once, first of all.
+pub fn init(id: &InstanceId) {
+    let logger = LOGGER.get_or_init(|| Logger { id: id.to_string(), state: Mutex::new(State::default()) });
+    if log::set_logger(logger).is_ok() {
+        log::set_max_level(LevelFilter::Info);
+    }
+}
+
+/// Changes form and destination of the log; what `spec` does not name stays as it is.
+///
+/// # Errors
+/// [`Denial::Logger`] if the file can't be opened; then nothing has changed.
+pub fn configure(spec: &spec::Logger) -> Result<(), Denial> {
+    let Some(logger) = LOGGER.get() else { return Ok(()) };
+    logger.configure(spec)?;
+    if let Some(level) = spec.level {
+        log::set_max_level(level.into());
+    }
+    Ok(())
+}
+
+#[derive(Debug)]
+struct Logger {
+    id: String,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    show_level: bool,
+    show_origin: bool,
+    module: Option<String>,
+    output: Option<Output>,
+}
+
+/// Where lines go.
+#[derive(Debug)]
+enum Output {
+    /// A descriptor of our own that does not block.
+    NonBlocking(File),
+    /// Standard output, a socket: told with each line not to block.
+    StdoutSocket,
+    /// Standard output, a regular file, which never blocks; or something that can't be opened again.
+    Stdout,
+}
+
+impl Output {
+    /// Standard output. It may be shared with others, so it is not made non-blocking: it is opened once more.
+    fn stdout() -> Self {
+        let stdout = io::stdout();
+        let again = || {
+            std::fs::OpenOptions::new().append(true).custom_flags(libc::O_NONBLOCK).open("/proc/self/fd/1")
+        };
+        match std::fs::metadata("/proc/self/fd/1").map(|metadata| metadata.file_type()) {
+            Ok(kind) if kind.is_socket() => Self::StdoutSocket,
+            Ok(kind) if kind.is_fifo() => again().map_or(Self::Stdout, Self::NonBlocking),
+            _ if stdout.is_terminal() => again().map_or(Self::Stdout, Self::NonBlocking),
+            _ => Self::Stdout,
+        }
+    }
+
+    fn write(&mut self, line: &[u8]) -> io::Result<()> {
+        match self {
+            Self::NonBlocking(file) => file.write_all(line),
+            Self::StdoutSocket => {
+                let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+                send(io::stdout().as_raw_fd(), line, flags)?;
+                Ok(())
+            }
+            Self::Stdout => {
+                let stdout = io::stdout();
+                let stdout: BorrowedFd<'_> = std::os::fd::AsFd::as_fd(&stdout);
+                nix::unistd::write(stdout, line)?;
+                Ok(())
+            }
+        }
+    }
+}
+
+impl Logger {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    fn configure(&self, spec: &spec::Logger) -> Result<(), Denial> {
+        let output = match &spec.log_path {
+            Some(path) => {
+                let file = open_nonblocking(path)
+                    .map_err(|error| Denial::Logger(format!("Failed to open target file: {error}")))?;
+                Some(Output::NonBlocking(file))
+            }
+            None => None,
+        };
+        let mut state = self.lock();
+        state.output = output.or(state.output.take());
+        state.show_level = spec.show_level.unwrap_or(state.show_level);
+        state.show_origin = spec.show_log_origin.unwrap_or(state.show_origin);
+        state.module = spec.module.clone().or(state.module.take());
+        Ok(())
+    }
+
+    fn line(&self, state: &State, record: &Record<'_>) -> String {
+        let thread = thread::current();
+        let mut line = String::with_capacity(160);
+        let _ = write!(line, "{} [{}:{}", Utc::now(), self.id, thread.name().unwrap_or("-"));
+        if state.show_level {
+            let _ = write!(line, ":{}", level_name(record.level()));
+        }
+        if state.show_origin {
+            let _ = write!(line, ":{}:{}", record.file().unwrap_or("unknown"), record.line().unwrap_or(0));
+        }
+        let _ = write!(line, "] {}", record.args());
+        if line.len() >= LINE_LEN_MAX {
+            line.truncate(line.floor_char_boundary(LINE_LEN_MAX - 1));
+        }
+        line.push('\n');
+        line
+    }
+}
+
+/// As Firecracker spells it.
+fn level_name(level: Level) -> &'static str {
+    match level {
+        Level::Error => "ERROR",
+        Level::Warn => "WARN",
+        Level::Info => "INFO",
+        Level::Debug => "DEBUG",
+        Level::Trace => "TRACE",
+    }
+}
+
+impl Log for Logger {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        metadata.level() <= log::max_level()
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        let mut state = self.lock();
+        let from = record.module_path().unwrap_or("");
+        if state.module.as_ref().is_some_and(|module| !from.starts_with(module.as_str())) {
+            return;
+        }
+        let line = self.line(&state, record);
+        if state.output.get_or_insert_with(Output::stdout).write(line.as_bytes()).is_err() {
+            missed_count().inc();
+        }
+    }
+
+    fn flush(&self) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    struct Rig {
+        dir: tempfile::TempDir,
+        logger: Logger,
+    }
+
+    impl Rig {
+        fn new() -> Self {
+            let logger = Logger { id: "vm-1".to_owned(), state: Mutex::default() };
+            let rig = Self { dir: tempfile::tempdir().unwrap(), logger };
+            rig.configure(spec::Logger { log_path: Some(rig.path("log")), ..spec::Logger::default() });
+            rig
+        }
+
+        fn path(&self, name: &str) -> String {
+            self.dir.path().join(name).to_str().unwrap().to_owned()
+        }
+
+        fn configure(&self, spec: spec::Logger) {
+            self.logger.configure(&spec).unwrap();
+        }
+
+        fn log(&self, module: &str, text: &str) {
+            self.logger.log(
+                &Record::builder()
+                    .level(Level::Warn)
+                    .module_path(Some(module))
+                    .file(Some("a.rs"))
+                    .line(Some(7))
+                    .args(format_args!("{text}"))
+                    .build(),
+            );
+        }
+
+        fn lines(&self, name: &str) -> Vec<String> {
+            fs::read_to_string(self.path(name)).unwrap().lines().map(str::to_owned).collect()
+        }
+    }
+
+    #[test]
+    fn a_line_names_instance_thread_and_on_demand_level_and_origin() {
+        let rig = Rig::new();
+        rig.log("m", "first");
+        rig.configure(spec::Logger {
+            show_level: Some(true),
+            show_log_origin: Some(true),
+            ..spec::Logger::default()
+        });
+        rig.log("m", "second");
+        let lines = rig.lines("log");
+        let thread = thread::current().name().unwrap().to_owned();
+        assert!(lines[0].ends_with(&format!(" [vm-1:{thread}] first")), "{}", lines[0]);
+        assert!(lines[1].ends_with(&format!(" [vm-1:{thread}:WARN:a.rs:7] second")), "{}", lines[1]);
+        assert_eq!(lines[0].find(' '), Some("2026-11-23T01:02:03.123456789".len()));
+    }
+
+    #[test]
+    fn only_the_wanted_module_is_logged() {
+        let rig = Rig::new();
+        rig.configure(spec::Logger { module: Some("vmm::api".to_owned()), ..spec::Logger::default() });
+        rig.log("vmm::control", "no");
+        rig.log("vmm::api::server", "yes");
+        assert_eq!(rig.lines("log").len(), 1);
+    }
+
+    #[test]
+    fn the_destination_can_be_changed_and_one_that_cannot_be_opened_changes_nothing() {
+        let rig = Rig::new();
+        let nowhere =
+            spec::Logger { log_path: Some("/nowhere/at/all".to_owned()), ..spec::Logger::default() };
+        assert_eq!(
+            rig.logger.configure(&nowhere).unwrap_err().to_string(),
+            "Logger error: Failed to open target file: No such file or directory (os error 2)"
+        );
+        rig.log("m", "one");
+        rig.configure(spec::Logger { log_path: Some(rig.path("other")), ..spec::Logger::default() });
+        rig.log("m", "two");
+        assert_eq!((rig.lines("log").len(), rig.lines("other").len()), (1, 1));
+    }
+
+    #[test]
+    fn a_fifo_nobody_reads_blocks_nothing_and_what_it_does_not_take_is_counted() {
+        let rig = Rig::new();
+        nix::unistd::mkfifo(rig.path("fifo").as_str(), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        rig.configure(spec::Logger { log_path: Some(rig.path("fifo")), ..spec::Logger::default() });
+        let before = missed();
+        for _ in 0..100 {
+            rig.log("m", &"x".repeat(10_000));
+        }
+        assert!(missed() > before);
+    }
+
+    #[test]
+    fn a_long_line_is_cut_between_characters() {
+        let rig = Rig::new();
+        rig.log("m", &"é".repeat(5_000));
+        let line = &rig.lines("log")[0];
+        assert!(line.len() < LINE_LEN_MAX && line.len() > LINE_LEN_MAX - 3);
+    }
+}

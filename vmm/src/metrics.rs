@@ -1,0 +1,264 @@
+//! Counters of the whole process: collected from those who count, written as Firecracker's JSON line, shown as
+//! OpenMetrics text.
+//!
+//! Whoever counts keeps plain atomics and registers a [`MetricSource`] under a [`Group`]; nothing here is on a data
+//! path. A *counter* only grows: the JSON line holds what was added since the line before (as Firecracker's does), the
+//! OpenMetrics text holds the sum. A *gauge* is shown as it is, in both.
+
+mod api;
+mod sink;
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+pub use api::{ApiCounters, Tally};
+pub(crate) use sink::open_nonblocking;
+
+use crate::control::Denial;
+use crate::spec;
+use crate::utc::Utc;
+use sink::Sink;
+
+/// How a number behaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MetricKind {
+    /// It only grows.
+    Counter,
+    /// It is what it is now.
+    Gauge,
+}
+
+/// One number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reading {
+    /// Its name within the group: lower case letters, digits and underscores.
+    pub name: &'static str,
+    /// How it behaves.
+    pub kind: MetricKind,
+    /// What it is.
+    pub value: u64,
+}
+
+/// Someone who counts.
+pub trait MetricSource: Send + Sync {
+    /// Hands every number to `each`, always the same names in the same order. Quick, and without waiting for anybody.
+    fn read(&self, each: &mut dyn FnMut(Reading));
+}
+
+/// Where numbers belong.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Group {
+    /// What kind of thing counts: `block`, `net`, `vcpu`, `get_api_requests`.
+    pub family: &'static str,
+    /// Which of them, if there can be several: the id of the drive.
+    pub instance: Option<String>,
+}
+
+impl Group {
+    /// The only one of its kind.
+    pub fn single(family: &'static str) -> Self {
+        Self { family, instance: None }
+    }
+
+    /// One of several. Its JSON key is `block_rootfs`; `block` holds the sum over all of the family.
+    pub fn instance(family: &'static str, id: impl Into<String>) -> Self {
+        Self { family, instance: Some(id.into()) }
+    }
+}
+
+struct Entry {
+    group: Group,
+    source: Arc<dyn MetricSource>,
+    /// The counters as the last JSON line had them, in the source's order.
+    written: Vec<u64>,
+}
+
+/// A plain counter, for those who have no other.
+#[derive(Debug, Default)]
+pub struct Count(AtomicU64);
+
+impl Count {
+    /// One more.
+    pub fn inc(&self) {
+        self.add(1);
+    }
+
+    /// So many more.
+    pub fn add(&self, more: u64) {
+        self.0.fetch_add(more, Ordering::Relaxed);
+    }
+
+    /// Sets it; for gauges.
+    pub fn set(&self, value: u64) {
+        self.0.store(value, Ordering::Relaxed);
+    }
+
+    /// What it is now.
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// All metrics of the process.
+#[derive(Default)]
+pub struct Metrics {
+    entries: Mutex<Vec<Entry>>,
+    sink: Mutex<Option<Sink>>,
+    missed: Count,
+    /// What the API counts.
+    pub api: Arc<ApiCounters>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+impl Metrics {
+    /// No counters yet but the API's own, and nowhere to write them.
+    pub fn new() -> Arc<Self> {
+        let metrics = Arc::new(Self::default());
+        for (family, source) in metrics.api.clone().sources() {
+            metrics.register(Group::single(family), source);
+        }
+        metrics
+    }
+
+    /// Takes up who counts. A group that is known already is replaced.
+    pub fn register(&self, group: Group, source: Arc<dyn MetricSource>) {
+        let mut entries = lock(&self.entries);
+        entries.retain(|entry| entry.group != group);
+        entries.push(Entry { group, source, written: Vec::new() });
+    }
+
+    /// Opens the file that receives the JSON lines, and writes the first.
+    ///
+    /// # Errors
+    /// [`Denial::Metrics`] if there is one already, or if it can't be opened.
+    pub fn open(&self, spec: &spec::Metrics) -> Result<(), Denial> {
+        let mut sink = lock(&self.sink);
+        if sink.is_some() {
+            return Err(Denial::Metrics("Reinitialization of metrics not allowed.".to_owned()));
+        }
+        let file =
+            open_nonblocking(&spec.metrics_path).map_err(|error| Denial::Metrics(error.to_string()))?;
+        *sink = Some(Sink::new(file));
+        drop(sink);
+        let _ = self.flush(); // counted as missed if it fails
+        Ok(())
+    }
+
+    /// Writes a JSON line, if there is a file. A reader that does not keep up misses lines, but no counts: what could
+    /// not be written is part of the next line.
+    ///
+    /// # Errors
+    /// What the host says; `WouldBlock` if a FIFO is full.
+    pub fn flush(&self) -> io::Result<()> {
+        let mut sink = lock(&self.sink);
+        let Some(sink) = sink.as_mut() else { return Ok(()) };
+        let mut entries = lock(&self.entries);
+        let (line, seen) = self.json_line(&entries);
+        if let Err(error) = sink.write_line(line) {
+            self.missed.inc();
+            return Err(error);
+        }
+        for (entry, seen) in entries.iter_mut().zip(seen) {
+            entry.written = seen;
+        }
+        Ok(())
+    }
+
+    /// The JSON line, and the counters as it has them.
+    fn json_line(&self, entries: &[Entry]) -> (String, Vec<Vec<u64>>) {
+        let mut sums: BTreeMap<&str, Vec<(&str, u64)>> = BTreeMap::new();
+        let mut line = format!("{{\"utc_timestamp_ms\":{}", Utc::now().as_millis());
+        let mut seen = Vec::with_capacity(entries.len());
+        for entry in entries {
+            let family = entry.group.family;
+            let mut values = Vec::new();
+            let key =
+                entry.group.instance.as_ref().map_or(String::from(family), |id| format!("{family}_{id}"));
+            object(&mut line, &key, |each| {
+                entry.source.read(&mut |reading| {
+                    let before = entry.written.get(values.len()).copied().unwrap_or(0);
+                    values.push(reading.value);
+                    let shown = match reading.kind {
+                        MetricKind::Counter => reading.value.saturating_sub(before),
+                        MetricKind::Gauge => reading.value,
+                    };
+                    each(reading.name, shown);
+                    if entry.group.instance.is_some() {
+                        let sum = sums.entry(family).or_default();
+                        match sum.iter_mut().find(|(name, _)| *name == reading.name) {
+                            Some((_, value)) => *value = value.saturating_add(shown),
+                            None => sum.push((reading.name, shown)),
+                        }
+                    }
+                });
+            });
+            seen.push(values);
+        }
+        for (family, sum) in sums {
+            object(&mut line, family, |each| sum.iter().for_each(|(name, value)| each(name, *value)));
+        }
+        object(&mut line, "logger", |each| {
+            each("missed_metrics_count", self.missed.get());
+            each("missed_log_count", crate::logger::missed());
+        });
+        line.push_str("}\n");
+        (line, seen)
+    }
+
+    /// All metrics as OpenMetrics text.
+    pub fn openmetrics(&self) -> String {
+        let mut families: BTreeMap<String, (MetricKind, Vec<Sample>)> = BTreeMap::new();
+        for entry in lock(&self.entries).iter() {
+            entry.source.read(&mut |reading| {
+                let name = format!("yun_{}_{}", entry.group.family, reading.name);
+                let family = families.entry(name).or_insert((reading.kind, Vec::new()));
+                family.1.push((entry.group.instance.clone(), reading.value));
+            });
+        }
+        let own = [("missed_metrics", self.missed.get()), ("missed_log", crate::logger::missed())];
+        for (name, value) in own {
+            families.insert(format!("yun_logger_{name}"), (MetricKind::Counter, vec![(None, value)]));
+        }
+        let mut text = String::with_capacity(64 * families.len());
+        text.push_str("# TYPE yun_build info\n");
+        let _ = writeln!(text, "yun_build_info{{version=\"{}\"}} 1", env!("CARGO_PKG_VERSION"));
+        for (name, (kind, samples)) in families {
+            let (word, suffix) = match kind {
+                MetricKind::Counter => ("counter", "_total"),
+                MetricKind::Gauge => ("gauge", ""),
+            };
+            let _ = writeln!(text, "# TYPE {name} {word}");
+            for (instance, value) in samples {
+                // An id is alphanumeric: it needs no escaping as a label.
+                let label = instance.map(|id| format!("{{id=\"{id}\"}}")).unwrap_or_default();
+                let _ = writeln!(text, "{name}{suffix}{label} {value}");
+            }
+        }
+        text.push_str("# EOF\n");
+        text
+    }
+}
+
+/// One number of an OpenMetrics family: whose, and what it is.
+type Sample = (Option<String>, u64);
+
+/// Appends `,"key":{...}` with what `fill` hands over.
+fn object(line: &mut String, key: &str, fill: impl FnOnce(&mut dyn FnMut(&str, u64))) {
+    let _ = write!(line, ",\"{key}\":{{");
+    let mut comma = "";
+    fill(&mut |name, value| {
+        let _ = write!(line, "{comma}\"{name}\":{value}");
+        comma = ",";
+    });
+    line.push('}');
+}
+
+#[cfg(test)]
+#[path = "metrics/tests.rs"]
+mod tests;
