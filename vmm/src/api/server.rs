@@ -1,0 +1,420 @@
+//! HTTP on the socket: connections, limits, deadlines, and the exact form of answers.
+//!
+//! One thread serves all connections; each is a task of its own, so a slow or dead client holds nothing but its own
+//! place among [`Limits::connections_max`]. Requests of one connection are answered strictly in order. What hyper
+//! can't parse, and what exceeds a limit, is a *framing error*: it is answered with status 400 and an `error`, and the
+//! connection ends, because nobody can tell where the next request would begin.
+
+use std::cell::Cell;
+use std::error::Error;
+use std::future::{Future, poll_fn};
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::Poll;
+use std::thread;
+use std::time::Duration;
+
+use http_body_util::BodyExt;
+use hyper::body::{Body, Incoming};
+use hyper::ext::ReasonPhrase;
+use hyper::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue, SERVER};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Request, Response, StatusCode};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::oneshot;
+use tokio::task::{LocalSet, spawn_local};
+use tokio::time::timeout;
+
+use super::body::{EventStream, ReplyBody};
+use super::link::{Deadlines, Exchange, Link, Phase};
+use super::socket::ApiSocket;
+use super::{Asked, ContentType, Method, OPENAPI_DOCUMENT, Reply, route};
+use crate::control::CommandSender;
+use crate::events::EventRing;
+use crate::metrics::Metrics;
+
+/// Largest body of a request unless told otherwise, in bytes; as Firecracker's.
+pub const BODY_LEN_MAX_DEFAULT: usize = 51_200;
+
+/// Bytes of a request's head that are read before it is refused; also the most of an answer that is kept in memory.
+const HEAD_LEN_MAX: usize = 16 * 1024;
+/// How long a client that sent a malformed request is listened to, so that it gets to read why it was refused.
+const LINGER: Duration = Duration::from_millis(500);
+/// Stack of the thread; parsing JSON (128 levels deep at most) is what needs most of it.
+const STACK_LEN: usize = 512 * 1024;
+
+/// What a client may use up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Largest body of a request, in bytes.
+    pub body_len_max: usize,
+    /// Connections at the same time; one more is turned away.
+    pub connections_max: usize,
+    /// Time from the first byte of a request to its last.
+    pub request_timeout: Duration,
+    /// Time in which a client has to take something of an answer.
+    pub stall_timeout: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            body_len_max: BODY_LEN_MAX_DEFAULT,
+            connections_max: 10,
+            request_timeout: Duration::from_secs(10),
+            stall_timeout: Duration::from_secs(10),
+        }
+    }
+}
+
+/// What the API answers from.
+#[derive(Clone)]
+pub struct Services {
+    /// The driver of the microVM.
+    pub commands: CommandSender,
+    /// The metrics of the process.
+    pub metrics: Arc<Metrics>,
+    /// The events of the microVM.
+    pub events: Arc<EventRing>,
+    /// What a client may use up.
+    pub limits: Limits,
+}
+
+/// The API's thread.
+#[derive(Debug)]
+pub struct ApiServer {
+    thread: Option<thread::JoinHandle<()>>,
+    stop: Option<oneshot::Sender<Duration>>,
+}
+
+impl ApiServer {
+    /// Serves the API on `socket`, on a thread of its own. `first` runs on that thread before it listens to anybody
+    /// (to confine it, for one).
+    ///
+    /// # Errors
+    /// What the host says to a new thread, or to the runtime on it.
+    pub fn start(
+        socket: ApiSocket,
+        services: Services,
+        first: impl FnOnce() + Send + 'static,
+    ) -> io::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
+        let (stop, stopped) = oneshot::channel();
+        let serve = move || {
+            first();
+            let (listener, file) = socket.into_parts();
+            LocalSet::new().block_on(&runtime, async move {
+                match UnixListener::from_std(listener) {
+                    Ok(listener) => Server::new(services).run(listener, stopped).await,
+                    Err(error) => log::error!("The API socket can't be listened on: {error}"),
+                }
+            });
+            drop(file);
+        };
+        let thread = thread::Builder::new().name("yun_api".to_owned()).stack_size(STACK_LEN).spawn(serve)?;
+        Ok(Self { thread: Some(thread), stop: Some(stop) })
+    }
+
+    /// Stops: no new connections; answers under way, and event streams that were closed, get `grace` to reach their
+    /// clients. The socket is removed.
+    pub fn stop(mut self, grace: Duration) {
+        self.end(grace);
+    }
+
+    fn end(&mut self, grace: Duration) {
+        if let Some(stop) = self.stop.take() {
+            let _ = stop.send(grace);
+        }
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for ApiServer {
+    fn drop(&mut self) {
+        self.end(Duration::ZERO);
+    }
+}
+
+/// A request that ended its connection; why is in the [`Exchange`].
+#[derive(Debug, thiserror::Error)]
+#[error("the connection ends")]
+struct FramingError;
+
+/// A request that is being answered; counted as long as this lives, however the answer ends.
+struct Busy<'a>(&'a Server);
+
+impl<'a> Busy<'a> {
+    fn new(server: &'a Server) -> Self {
+        server.busy.set(server.busy.get() + 1);
+        Self(server)
+    }
+}
+
+impl Drop for Busy<'_> {
+    fn drop(&mut self) {
+        self.0.busy.set(self.0.busy.get() - 1);
+    }
+}
+
+struct Server {
+    services: Services,
+    connections: Cell<usize>,
+    /// Requests that are being answered.
+    busy: Cell<usize>,
+    streams: Rc<Cell<usize>>,
+}
+
+impl Server {
+    fn new(services: Services) -> Rc<Self> {
+        Rc::new(Self { services, connections: Cell::new(0), busy: Cell::new(0), streams: Rc::default() })
+    }
+
+    async fn run(self: Rc<Self>, listener: UnixListener, mut stopped: oneshot::Receiver<Duration>) {
+        loop {
+            let accepted = poll_fn(|cx| match Pin::new(&mut stopped).poll(cx) {
+                Poll::Ready(grace) => Poll::Ready(Err(grace.unwrap_or_default())),
+                Poll::Pending => listener.poll_accept(cx).map(Ok),
+            });
+            match accepted.await {
+                Ok(Ok((stream, _))) => self.accept(stream),
+                Ok(Err(error)) => {
+                    log::warn!("The API can't accept a connection: {error}");
+                    tokio::time::sleep(Duration::from_millis(50)).await; // out of descriptors: don't spin
+                }
+                Err(grace) => {
+                    drop(listener);
+                    let quiet = async {
+                        while self.busy.get() > 0 || self.streams.get() > 0 {
+                            tokio::time::sleep(Duration::from_millis(1)).await;
+                        }
+                    };
+                    let _ = timeout(grace, quiet).await;
+                    return;
+                }
+            }
+        }
+    }
+
+    fn accept(self: &Rc<Self>, stream: UnixStream) {
+        if self.connections.get() >= self.services.limits.connections_max {
+            self.services.metrics.api.server.connections_refused.inc();
+            let page = error_page(StatusCode::SERVICE_UNAVAILABLE, "Too many open connections");
+            let _ = stream.try_write(&page); // a fresh socket has room
+            return;
+        }
+        self.connections.set(self.connections.get() + 1);
+        let server = self.clone();
+        spawn_local(async move {
+            server.clone().serve(stream).await;
+            server.connections.set(server.connections.get() - 1);
+        });
+    }
+
+    async fn serve(self: Rc<Self>, stream: UnixStream) {
+        let limits = self.services.limits;
+        let exchange = Exchange::new(stream);
+        let deadlines = Deadlines { request: limits.request_timeout, stall: limits.stall_timeout };
+        let link = Link::new(exchange.clone(), deadlines);
+        let server = self.clone();
+        let service = {
+            let exchange = exchange.clone();
+            service_fn(move |request| Box::pin(server.clone().answer(exchange.clone(), request)))
+        };
+        let mut connection = http1::Builder::new()
+            .title_case_headers(true)
+            .auto_date_header(false)
+            .half_close(true)
+            .max_buf_size(HEAD_LEN_MAX)
+            .serve_connection(link, service);
+        let result = poll_fn(|cx| connection.poll_without_shutdown(cx)).await;
+        let Err(error) = result else { return };
+        let fault = exchange.fault.take().or_else(|| framing_fault(&error));
+        let Some(fault) = fault else { return };
+        self.services.metrics.api.server.framing_errors.inc();
+        log::warn!("A request to the API was malformed: {fault}");
+        let text = format!("{fault}\nAll previous unanswered requests will be dropped.");
+        let page = error_page(StatusCode::BAD_REQUEST, &text);
+        let _ = timeout(LINGER, exchange.farewell(&page)).await;
+    }
+
+    async fn answer(
+        self: Rc<Self>,
+        exchange: Rc<Exchange>,
+        request: Request<Incoming>,
+    ) -> Result<Response<ReplyBody>, FramingError> {
+        let busy = Busy::new(&self);
+        let result = self.answer_inner(&exchange, request).await;
+        drop(busy);
+        exchange.phase.set(Phase::Sending);
+        result
+    }
+
+    async fn answer_inner(
+        &self,
+        exchange: &Rc<Exchange>,
+        request: Request<Incoming>,
+    ) -> Result<Response<ReplyBody>, FramingError> {
+        let (head, body) = request.into_parts();
+        let fault = |text: String| {
+            exchange.fault.borrow_mut().get_or_insert(text);
+            FramingError
+        };
+        let Some(method) = Method::parse(head.method.as_str()) else {
+            return Err(fault("Invalid HTTP Method: Unsupported HTTP method.".to_owned()));
+        };
+        let body = self.receive(body).await.map_err(fault)?;
+        exchange.phase.set(Phase::Answering);
+        let target = head.uri.path_and_query().map_or("/", |target| target.as_str());
+        log::info!("The API server received a {} request on {target:?}.", method.name());
+        let tally = self.services.metrics.api.of(method, target);
+        if let Some(tally) = tally {
+            tally.count.inc();
+        }
+        let (reply, deprecated) = match route(method, target, &body) {
+            Ok(routed) => {
+                if routed.deprecated {
+                    self.services.metrics.api.server.deprecated_http_api_calls.inc();
+                }
+                (self.reply(exchange, routed.asked).await, routed.deprecated)
+            }
+            Err(error) => (Replied::Text(Reply::refused(&error.to_string())), false),
+        };
+        let refused = matches!(&reply, Replied::Text(reply) if !reply.status.is_success());
+        if let Some(tally) = tally.filter(|_| refused) {
+            tally.fails.inc();
+        }
+        Ok(respond(reply, deprecated))
+    }
+
+    /// Takes in a body, as long as it keeps within the limit.
+    async fn receive(&self, mut body: Incoming) -> Result<Vec<u8>, String> {
+        let limit = self.services.limits.body_len_max;
+        let too_long = |len: u64| {
+            format!("Request payload with size {len} is larger than the limit of {limit} allowed by server.")
+        };
+        let announced = body.size_hint().lower();
+        if announced > limit as u64 {
+            return Err(too_long(announced));
+        }
+        let mut bytes = Vec::new();
+        while let Some(frame) = body.frame().await {
+            let frame = frame.map_err(|error| match cut_off(&error) {
+                true => "Invalid request: its body was cut off.".to_owned(),
+                false => format!("Invalid request: its body could not be read: {error}."),
+            })?;
+            if let Some(data) = frame.data_ref() {
+                let len = bytes.len() + data.len();
+                if len > limit {
+                    return Err(too_long(len as u64));
+                }
+                bytes.reserve_exact(len.max(usize::try_from(announced).unwrap_or(len)) - bytes.len());
+                bytes.extend_from_slice(data);
+            }
+        }
+        Ok(bytes)
+    }
+
+    async fn reply(&self, exchange: &Rc<Exchange>, asked: Asked) -> Replied {
+        Replied::Text(match asked {
+            Asked::Command(command) => {
+                let answer = self.services.commands.ask(command).await;
+                match &answer {
+                    Ok(_) => log::info!("The request was executed successfully."),
+                    Err(denial) => {
+                        log::error!("Received Error. Status code: 400 Bad Request. Message: {denial}")
+                    }
+                }
+                Reply::from(&answer)
+            }
+            Asked::Metrics => Reply::shows(ContentType::OpenMetrics, self.services.metrics.openmetrics()),
+            Asked::OpenApi => Reply::shows(ContentType::Json, OPENAPI_DOCUMENT),
+            Asked::Events { since } => {
+                let (events, streams) = (self.services.events.clone(), self.streams.clone());
+                return Replied::Events(EventStream::new(events, since, exchange.clone(), streams));
+            }
+        })
+    }
+}
+
+/// An answer, as a whole or as it comes.
+enum Replied {
+    Text(Reply),
+    Events(EventStream),
+}
+
+const SERVER_NAME: &str = "Firecracker API";
+
+/// The answer in hyper's terms. The order of its headers is the order on the wire.
+fn respond(replied: Replied, deprecated: bool) -> Response<ReplyBody> {
+    let (status, content_type, len, body) = match replied {
+        Replied::Text(reply) => {
+            (reply.status, reply.content_type, Some(reply.body.len()), ReplyBody::text(reply.body))
+        }
+        Replied::Events(stream) => (StatusCode::OK, ContentType::JsonLines, None, ReplyBody::Events(stream)),
+    };
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    response.extensions_mut().insert(ReasonPhrase::from_static(b""));
+    let headers = response.headers_mut();
+    headers.insert(SERVER, HeaderValue::from_static(SERVER_NAME));
+    headers.insert(CONNECTION, HeaderValue::from_static("keep-alive"));
+    if deprecated {
+        headers.insert(HeaderName::from_static("deprecation"), HeaderValue::from_static("true"));
+    }
+    if len != Some(0) {
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type.header()));
+    }
+    if let Some(len) = len.filter(|len| *len > 0) {
+        headers.insert(CONTENT_LENGTH, len.into());
+    }
+    response
+}
+
+/// A whole answer to what is no request. Firecracker's form, but valid JSON: the line end in the text is escaped.
+fn error_page(status: StatusCode, text: &str) -> Vec<u8> {
+    let body = format!("{{ \"error\": {} }}", serde_json::Value::from(text));
+    format!(
+        "HTTP/1.1 {} \r\nServer: {SERVER_NAME}\r\nConnection: close\r\nContent-Type: application/json\r\n\
+         Content-Length: {}\r\n\r\n{body}",
+        status.as_str(),
+        body.len()
+    )
+    .into_bytes()
+}
+
+/// Whether the client ended the connection in the middle of a body.
+fn cut_off(error: &hyper::Error) -> bool {
+    let source = error.source().and_then(|source| source.downcast_ref::<io::Error>());
+    source.is_some_and(|source| source.kind() == io::ErrorKind::UnexpectedEof)
+}
+
+/// What to tell a client whose bytes hyper could not make a request of; nothing if it went away.
+fn framing_fault(error: &hyper::Error) -> Option<String> {
+    if error.is_parse_too_large() {
+        return Some(format!(
+            "Invalid header. Reason: the request's head is larger than {HEAD_LEN_MAX} bytes."
+        ));
+    }
+    if error.is_incomplete_message() {
+        return Some("Invalid request.".to_owned());
+    }
+    if !error.is_parse() {
+        return None;
+    }
+    let said = error.to_string();
+    Some(match said.as_str() {
+        said if said.contains("method") => "Invalid HTTP Method: Unsupported HTTP method.".to_owned(),
+        said if said.contains("version") => "Invalid HTTP Version: Unsupported HTTP version.".to_owned(),
+        said if said.contains("URI") => format!("Invalid URI: {said}."),
+        _ => format!("Invalid header. Reason: {said}."),
+    })
+}
+
+#[cfg(test)]
+#[path = "server_tests.rs"]
+mod tests;
