@@ -12,6 +12,9 @@ use crate::spec::{InstanceId, LogLevel, Logger};
 /// Status with which the process ends if its command line was refused; Firecracker's.
 pub const EXIT_ARGUMENTS: u8 = 153;
 
+/// Status with which the process ends if its configuration file was refused; Firecracker's.
+pub const EXIT_CONFIG_FILE: u8 = 152;
+
 /// Where the API socket is unless told otherwise.
 pub const API_SOCKET_DEFAULT: &str = "/run/firecracker.socket";
 

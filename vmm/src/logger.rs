@@ -146,6 +146,10 @@ impl Logger {
             let _ = write!(line, ":{}:{}", record.file().unwrap_or("unknown"), record.line().unwrap_or(0));
         }
         let _ = write!(line, "] {}", record.args());
+        // A path or a guest may have put line ends into the text: one message stays one line.
+        if line.contains(['\n', '\r']) {
+            line = line.replace('\n', "\\n").replace('\r', "\\r");
+        }
         if line.len() >= LINE_LEN_MAX {
             line.truncate(line.floor_char_boundary(LINE_LEN_MAX - 1));
         }
@@ -280,6 +284,14 @@ mod tests {
             rig.log("m", &"x".repeat(10_000));
         }
         assert!(missed() > before);
+    }
+
+    #[test]
+    fn one_message_is_one_line() {
+        let rig = Rig::new();
+        rig.log("m", "first\nsecond\r");
+        assert!(rig.lines("log")[0].ends_with(r"] first\nsecond\r"));
+        assert_eq!(rig.lines("log").len(), 1);
     }
 
     #[test]

@@ -11,6 +11,7 @@
 //! socket appear and disappear. No request is ever on the path of guest I/O.
 
 mod body;
+mod head;
 mod link;
 mod openapi;
 mod reply;

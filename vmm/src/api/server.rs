@@ -1,4 +1,4 @@
-//! HTTP on the socket: connections, limits, deadlines, and the exact form of answers.
+//! HTTP on the socket: connections, limits and deadlines.
 //!
 //! One thread serves all connections; each is a task of its own, so a slow or dead client holds nothing but its own
 //! place among [`Limits::connections_max`]. Requests of one connection are answered strictly in order. What hyper
@@ -6,7 +6,6 @@
 //! connection ends, because nobody can tell where the next request would begin.
 
 use std::cell::Cell;
-use std::error::Error;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::Pin;
@@ -18,8 +17,6 @@ use std::time::Duration;
 
 use http_body_util::BodyExt;
 use hyper::body::{Body, Incoming};
-use hyper::ext::ReasonPhrase;
-use hyper::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue, SERVER};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
@@ -29,6 +26,7 @@ use tokio::task::{LocalSet, spawn_local};
 use tokio::time::timeout;
 
 use super::body::{EventStream, ReplyBody};
+use super::head::{HEAD_LEN_MAX, Replied, cut_off, error_page, framing_fault, respond, stays_open};
 use super::link::{Deadlines, Exchange, Link, Phase};
 use super::socket::ApiSocket;
 use super::{Asked, ContentType, Method, OPENAPI_DOCUMENT, Reply, route};
@@ -39,8 +37,6 @@ use crate::metrics::Metrics;
 /// Largest body of a request unless told otherwise, in bytes; as Firecracker's.
 pub const BODY_LEN_MAX_DEFAULT: usize = 51_200;
 
-/// Bytes of a request's head that are read before it is refused; also the most of an answer that is kept in memory.
-const HEAD_LEN_MAX: usize = 16 * 1024;
 /// How long a client that sent a malformed request is listened to, so that it gets to read why it was refused.
 const LINGER: Duration = Duration::from_millis(500);
 /// Stack of the thread; parsing JSON (128 levels deep at most) is what needs most of it.
@@ -288,7 +284,7 @@ impl Server {
         if let Some(tally) = tally.filter(|_| refused) {
             tally.fails.inc();
         }
-        Ok(respond(reply, deprecated))
+        Ok(respond(reply, deprecated, stays_open(&head)))
     }
 
     /// Takes in a body, as long as it keeps within the limit.
@@ -339,80 +335,6 @@ impl Server {
             }
         })
     }
-}
-
-/// An answer, as a whole or as it comes.
-enum Replied {
-    Text(Reply),
-    Events(EventStream),
-}
-
-const SERVER_NAME: &str = "Firecracker API";
-
-/// The answer in hyper's terms. The order of its headers is the order on the wire.
-fn respond(replied: Replied, deprecated: bool) -> Response<ReplyBody> {
-    let (status, content_type, len, body) = match replied {
-        Replied::Text(reply) => {
-            (reply.status, reply.content_type, Some(reply.body.len()), ReplyBody::text(reply.body))
-        }
-        Replied::Events(stream) => (StatusCode::OK, ContentType::JsonLines, None, ReplyBody::Events(stream)),
-    };
-    let mut response = Response::new(body);
-    *response.status_mut() = status;
-    response.extensions_mut().insert(ReasonPhrase::from_static(b""));
-    let headers = response.headers_mut();
-    headers.insert(SERVER, HeaderValue::from_static(SERVER_NAME));
-    headers.insert(CONNECTION, HeaderValue::from_static("keep-alive"));
-    if deprecated {
-        headers.insert(HeaderName::from_static("deprecation"), HeaderValue::from_static("true"));
-    }
-    if len != Some(0) {
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type.header()));
-    }
-    if let Some(len) = len.filter(|len| *len > 0) {
-        headers.insert(CONTENT_LENGTH, len.into());
-    }
-    response
-}
-
-/// A whole answer to what is no request. Firecracker's form, but valid JSON: the line end in the text is escaped.
-fn error_page(status: StatusCode, text: &str) -> Vec<u8> {
-    let body = format!("{{ \"error\": {} }}", serde_json::Value::from(text));
-    format!(
-        "HTTP/1.1 {} \r\nServer: {SERVER_NAME}\r\nConnection: close\r\nContent-Type: application/json\r\n\
-         Content-Length: {}\r\n\r\n{body}",
-        status.as_str(),
-        body.len()
-    )
-    .into_bytes()
-}
-
-/// Whether the client ended the connection in the middle of a body.
-fn cut_off(error: &hyper::Error) -> bool {
-    let source = error.source().and_then(|source| source.downcast_ref::<io::Error>());
-    source.is_some_and(|source| source.kind() == io::ErrorKind::UnexpectedEof)
-}
-
-/// What to tell a client whose bytes hyper could not make a request of; nothing if it went away.
-fn framing_fault(error: &hyper::Error) -> Option<String> {
-    if error.is_parse_too_large() {
-        return Some(format!(
-            "Invalid header. Reason: the request's head is larger than {HEAD_LEN_MAX} bytes."
-        ));
-    }
-    if error.is_incomplete_message() {
-        return Some("Invalid request.".to_owned());
-    }
-    if !error.is_parse() {
-        return None;
-    }
-    let said = error.to_string();
-    Some(match said.as_str() {
-        said if said.contains("method") => "Invalid HTTP Method: Unsupported HTTP method.".to_owned(),
-        said if said.contains("version") => "Invalid HTTP Version: Unsupported HTTP version.".to_owned(),
-        said if said.contains("URI") => format!("Invalid URI: {said}."),
-        _ => format!("Invalid header. Reason: {said}."),
-    })
 }
 
 #[cfg(test)]

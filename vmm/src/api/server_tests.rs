@@ -440,10 +440,32 @@ fn requests_are_counted_and_so_are_those_that_were_refused() {
 }
 
 #[test]
+fn a_client_that_asks_for_it_has_its_connection_ended_and_is_told_so() {
+    let rig = Rig::new();
+    let mut client = rig.connect();
+    client.write_all(b"GET /version HTTP/1.1\r\nConnection: close\r\n\r\n").unwrap();
+    let answer = to_the_end(client);
+    assert_eq!(answer, "HTTP/1.1 204 \r\nServer: Firecracker API\r\nConnection: close\r\n\r\n");
+}
+
+#[test]
+fn a_client_that_has_said_all_it_has_to_say_still_gets_its_answer() {
+    let rig = Rig::new();
+    for _ in 0..100 {
+        assert!(rig.ask_to_the_end("GET /version HTTP/1.1\r\n\r\n").starts_with("HTTP/1.1 204 "));
+    }
+}
+
+#[test]
 fn http_1_0_is_answered() {
     let rig = Rig::new();
     let answer = rig.ask_to_the_end("GET /version HTTP/1.0\r\n\r\n");
-    assert!(answer.contains(" 204 \r\nServer: Firecracker API\r\n"), "{answer}");
+    assert_eq!(answer, "HTTP/1.0 204 \r\nServer: Firecracker API\r\nConnection: close\r\n\r\n");
+    let mut client = BufReader::new(rig.connect());
+    for _ in 0..2 {
+        client.get_mut().write_all(b"GET /version HTTP/1.0\r\nConnection: Keep-Alive\r\n\r\n").unwrap();
+        assert!(super::tests::answer(&mut client).contains("Connection: keep-alive\r\n"));
+    }
 }
 
 #[test]
