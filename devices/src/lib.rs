@@ -14,4 +14,6 @@
 pub mod bus;
 pub mod irq;
 pub mod mem;
+#[cfg(feature = "testing")]
+pub mod testing;
 pub mod virtio;

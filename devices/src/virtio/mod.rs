@@ -9,6 +9,10 @@
 //! [`Running`] one, which owns its queues; [`Running::stop`] trades it back. Serving without memory, or starting twice,
 //! does not compile.
 
+pub mod spec;
+pub mod status;
+pub mod transport;
+
 use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, RwLock};

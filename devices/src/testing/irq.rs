@@ -1,0 +1,78 @@
+//! Interrupts that nobody takes, counted.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::irq::{Interrupt, Line};
+
+/// Counts what a device raised.
+#[derive(Debug, Default)]
+pub struct CountingIrq {
+    queue: AtomicU64,
+    config: AtomicU64,
+    needs_reset: AtomicU64,
+}
+
+impl CountingIrq {
+    /// Nothing raised yet.
+    #[must_use]
+    pub fn new() -> Arc<Self> {
+        Arc::default()
+    }
+
+    /// Used-buffer interrupts of all queues.
+    #[must_use]
+    pub fn raised(&self) -> u64 {
+        self.queue.load(Ordering::SeqCst)
+    }
+
+    /// Configuration change interrupts.
+    #[must_use]
+    pub fn config_changes(&self) -> u64 {
+        self.config.load(Ordering::SeqCst)
+    }
+
+    /// Times the device asked to be reset.
+    #[must_use]
+    pub fn resets_asked(&self) -> u64 {
+        self.needs_reset.load(Ordering::SeqCst)
+    }
+}
+
+impl Interrupt for CountingIrq {
+    fn queue(&self, _index: u16) {
+        self.queue.fetch_add(1, Ordering::SeqCst);
+    }
+
+    fn config(&self) {
+        self.config.fetch_add(1, Ordering::SeqCst);
+    }
+
+    fn needs_reset(&self) {
+        self.needs_reset.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+/// Counts the edges of a [`Line`].
+#[derive(Debug, Default)]
+pub struct CountingLine(AtomicU64);
+
+impl CountingLine {
+    /// No edge yet.
+    #[must_use]
+    pub fn new() -> Arc<Self> {
+        Arc::default()
+    }
+
+    /// Edges so far.
+    #[must_use]
+    pub fn edges(&self) -> u64 {
+        self.0.load(Ordering::SeqCst)
+    }
+}
+
+impl Line for CountingLine {
+    fn trigger(&self) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+}
