@@ -14,6 +14,7 @@
 pub mod bus;
 pub mod irq;
 pub mod mem;
+pub mod pci;
 #[cfg(feature = "testing")]
 pub mod testing;
 pub mod virtio;

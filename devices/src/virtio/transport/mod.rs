@@ -1,6 +1,6 @@
 //! The two ways a guest's driver reaches a virtio device (virtio 1.2 §4).
 //!
-//! [`core`] decides everything: features, status, queues, resets. [`mmio`] and `pci` decode registers and carry interrupts,
+//! [`core`] decides everything: features, status, queues, resets. [`mmio`] and [`pci`] decode registers and carry interrupts,
 //! nothing else, so they can't drift apart.
 //!
 //! What the device's own thread may touch (status bits, interrupt bits, vectors) is atomic and lives outside the lock that
@@ -9,4 +9,6 @@
 
 pub mod core;
 pub mod mmio;
+pub mod pci;
+mod pci_common;
 pub mod rings;

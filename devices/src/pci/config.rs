@@ -1,0 +1,250 @@
+//! The configuration space of one function: type 0 header, one memory BAR, a list of capabilities.
+//!
+//! Every bit is what the machine put there unless a mask says that the guest may write it.
+
+/// Bytes of a conventional configuration space; beyond it a PCI Express one reads as zeros: no extended capabilities.
+const LEN: usize = 256;
+
+const COMMAND: usize = 0x04;
+const STATUS: usize = 0x06;
+const REVISION: usize = 0x08;
+const CLASS: usize = 0x09;
+const BAR0: usize = 0x10;
+const SUBSYSTEM_VENDOR: usize = 0x2c;
+const SUBSYSTEM: usize = 0x2e;
+const CAPABILITIES: usize = 0x34;
+const INTERRUPT_LINE: usize = 0x3c;
+const FIRST_CAPABILITY: usize = 0x40;
+
+/// Command register: memory space, bus master and interrupt disable can be written; they are remembered, nothing more.
+const COMMAND_WRITABLE: u16 = 1 << 1 | 1 << 2 | 1 << 10;
+/// Status register: there is a capability list.
+const STATUS_CAPABILITIES: u16 = 1 << 4;
+
+/// What a function says it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Identity {
+    /// Vendor ID.
+    pub vendor: u16,
+    /// Device ID.
+    pub device: u16,
+    /// Revision ID.
+    pub revision: u8,
+    /// Base class, subclass and programming interface: 0x00ccsspp.
+    pub class: u32,
+    /// Subsystem vendor ID.
+    pub subsystem_vendor: u16,
+    /// Subsystem ID.
+    pub subsystem: u16,
+}
+
+/// A 32-bit memory BAR.
+#[derive(Debug, Clone, Copy)]
+struct Bar {
+    address: u32,
+    size: u32,
+    /// The guest wrote ones into every address bit: the next reads answer the size (§6.2.5.1).
+    sizing: bool,
+}
+
+/// One function's configuration space.
+#[derive(Debug)]
+pub struct PciConfig {
+    bytes: [u8; LEN],
+    writable: [u8; LEN],
+    bar0: Option<Bar>,
+    /// Where the next capability's offset goes.
+    link: usize,
+    /// The first byte that no capability takes.
+    free: usize,
+}
+
+impl PciConfig {
+    /// A function without BAR and capabilities. It has no interrupt pin.
+    #[must_use]
+    pub fn new(identity: &Identity) -> Self {
+        let mut config = Self {
+            bytes: [0; LEN],
+            writable: [0; LEN],
+            bar0: None,
+            link: CAPABILITIES,
+            free: FIRST_CAPABILITY,
+        };
+        config.put(0, &identity.vendor.to_le_bytes());
+        config.put(2, &identity.device.to_le_bytes());
+        config.put(REVISION, &[identity.revision]);
+        config.put(CLASS, &identity.class.to_le_bytes()[..3]);
+        config.put(SUBSYSTEM_VENDOR, &identity.subsystem_vendor.to_le_bytes());
+        config.put(SUBSYSTEM, &identity.subsystem.to_le_bytes());
+        config.writable[COMMAND..COMMAND + 2].copy_from_slice(&COMMAND_WRITABLE.to_le_bytes());
+        config.writable[INTERRUPT_LINE] = 0xff;
+        config
+    }
+
+    fn put(&mut self, offset: usize, data: &[u8]) {
+        self.bytes[offset..offset + data.len()].copy_from_slice(data);
+    }
+
+    /// Gives the function a 32-bit memory BAR of `size` bytes at `address`, for good.
+    ///
+    /// # Panics
+    /// If `size` is no power of two of at least 16, or `address` is no multiple of it.
+    pub fn set_bar0(&mut self, address: u32, size: u32) {
+        assert!(size.is_power_of_two() && size >= 16, "a BAR's size is a power of two, not {size:#x}");
+        assert!(address.is_multiple_of(size), "a BAR at {address:#x} is aligned to its size {size:#x}");
+        self.bar0 = Some(Bar { address, size, sizing: false });
+    }
+
+    /// Appends a capability: its ID, and `body`, which follows the two bytes of ID and link. The guest may write the bits of
+    /// `writable`, which is as long as `body` or shorter. Returns the capability's offset.
+    ///
+    /// # Panics
+    /// If there is no room left.
+    pub fn add_capability(&mut self, id: u8, body: &[u8], writable: &[u8]) -> u16 {
+        let offset = self.free;
+        let end = offset + 2 + body.len();
+        assert!(end <= LEN && writable.len() <= body.len(), "capabilities fit in the configuration space");
+        self.bytes[self.link] = u8::try_from(offset).expect("below 256");
+        self.put(STATUS, &STATUS_CAPABILITIES.to_le_bytes());
+        self.put(offset, &[id, 0]);
+        self.put(offset + 2, body);
+        self.writable[offset + 2..offset + 2 + writable.len()].copy_from_slice(writable);
+        self.link = offset + 1;
+        self.free = end.next_multiple_of(4);
+        u16::try_from(offset).expect("below 256")
+    }
+
+    /// The byte at `offset`; zero past the end.
+    fn byte(&self, offset: usize) -> u8 {
+        match self.bar0 {
+            Some(bar) if (BAR0..BAR0 + 4).contains(&offset) => {
+                let value = if bar.sizing { !(bar.size - 1) } else { bar.address };
+                value.to_le_bytes()[offset - BAR0]
+            }
+            _ => self.bytes.get(offset).copied().unwrap_or(0),
+        }
+    }
+
+    /// Fills `data` from `offset`; zeros past the end.
+    pub fn read(&self, offset: u16, data: &mut [u8]) {
+        for (at, byte) in (usize::from(offset)..).zip(data) {
+            *byte = self.byte(at);
+        }
+    }
+
+    /// The little-endian 16 bits at `offset`.
+    #[must_use]
+    pub fn read_u16(&self, offset: u16) -> u16 {
+        let mut data = [0; 2];
+        self.read(offset, &mut data);
+        u16::from_le_bytes(data)
+    }
+
+    /// The little-endian 32 bits at `offset`.
+    #[must_use]
+    pub fn read_u32(&self, offset: u16) -> u32 {
+        let mut data = [0; 4];
+        self.read(offset, &mut data);
+        u32::from_le_bytes(data)
+    }
+
+    /// Takes the writable bits of `data`.
+    ///
+    /// The BAR does not move: a write of ones to all its address bits asks for its size, any other puts it back to its place.
+    /// A guest that wanted to move it finds out by reading back, as Linux does, and keeps what was assigned.
+    pub fn write(&mut self, offset: u16, data: &[u8]) {
+        let offset = usize::from(offset);
+        if let Some(bar) = &mut self.bar0
+            && offset == BAR0
+            && let Ok(value) = <[u8; 4]>::try_from(data)
+        {
+            let address_bits = !(bar.size - 1);
+            bar.sizing = u32::from_le_bytes(value) & address_bits == address_bits;
+        }
+        for (at, byte) in (offset..).zip(data) {
+            if let (Some(held), Some(mask)) = (self.bytes.get_mut(at), self.writable.get(at)) {
+                *held = *held & !mask | byte & mask;
+            }
+        }
+    }
+
+    /// Clears every bit that the guest may write, as a reset of the bus does.
+    pub fn reset(&mut self) {
+        for (held, mask) in self.bytes.iter_mut().zip(&self.writable) {
+            *held &= !mask;
+        }
+        if let Some(bar) = &mut self.bar0 {
+            bar.sizing = false;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config() -> PciConfig {
+        let mut config = PciConfig::new(&Identity {
+            vendor: 0x1af4,
+            device: 0x1042,
+            revision: 1,
+            class: 0x01_8000,
+            subsystem_vendor: 0x1af4,
+            subsystem: 0x1042,
+        });
+        config.set_bar0(0xe000_0000, 0x8000);
+        config
+    }
+
+    #[test]
+    fn a_guest_learns_the_size_of_the_bar_and_can_not_move_it() {
+        let mut config = config();
+        assert_eq!(config.read_u32(0x10), 0xe000_0000);
+        for ones in [u32::MAX, 0xffff_fff0] {
+            config.write(0x10, &ones.to_le_bytes());
+            assert_eq!(config.read_u32(0x10), 0xffff_8000);
+            config.write(0x10, &0xe000_0000u32.to_le_bytes());
+            assert_eq!(config.read_u32(0x10), 0xe000_0000);
+        }
+        config.write(0x10, &0xd000_0000u32.to_le_bytes());
+        assert_eq!(config.read_u32(0x10), 0xe000_0000);
+        for absent in 1..6 {
+            config.write(0x10 + 4 * absent, &[0xff; 4]);
+            assert_eq!(config.read_u32(0x10 + 4 * absent), 0);
+        }
+    }
+
+    #[test]
+    fn only_masked_bits_can_be_written_wherever_a_guest_tries() {
+        let mut config = config();
+        let cap = config.add_capability(0x11, &[0; 10], &[0x00, 0xc0]);
+        for offset in 0..260 {
+            for width in [1, 2, 4] {
+                if offset != 0x10 || width != 4 {
+                    config.write(offset, &[0xff; 4][..width]);
+                }
+            }
+        }
+        assert_eq!(config.read_u32(0), 0x1042_1af4);
+        assert_eq!(config.read_u32(4), 0x0010_0000 | u32::from(COMMAND_WRITABLE));
+        assert_eq!(config.read_u32(8), 0x0180_0001);
+        assert_eq!(config.read_u32(0x10), 0xe000_0000);
+        assert_eq!(config.read_u32(0x3c), 0xff);
+        assert_eq!(config.read_u32(cap), 0xc000_0011);
+        assert_eq!(config.read_u32(0xfe), 0);
+        config.reset();
+        assert_eq!(config.read_u32(4), 0x0010_0000);
+        assert_eq!(config.read_u32(cap), 0x0000_0011);
+    }
+
+    #[test]
+    fn capabilities_are_linked_in_order_and_aligned() {
+        let mut config = config();
+        let first = config.add_capability(0x09, &[1, 2, 3], &[]);
+        let second = config.add_capability(0x11, &[4; 10], &[]);
+        assert_eq!((first, second), (0x40, 0x48));
+        assert_eq!(config.read_u32(0x34), 0x40);
+        assert_eq!(config.read_u32(first), 0x0201_4809);
+        assert_eq!(config.read_u16(second), 0x0011);
+    }
+}

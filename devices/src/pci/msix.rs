@@ -1,0 +1,241 @@
+//! MSI-X: a table of messages, a bit of memory for each (PCI Local Bus 3.0 §6.8.2).
+//!
+//! The device's thread only touches one atomic word per vector: it asks the sink to deliver, or leaves a pending bit if the
+//! vector is masked. vCPUs change the table under a lock; unmasking tells the sink the message first, then opens the vector,
+//! then delivers what was pending.
+
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// Capability ID of MSI-X.
+pub const CAPABILITY: u8 = 0x11;
+/// Bytes of a table entry.
+pub const ENTRY_SIZE: u64 = 16;
+/// The most vectors a table may have here: one page of entries.
+pub const VECTORS_MAX: u16 = 256;
+/// Message Control: MSI-X is enabled.
+pub const CONTROL_ENABLE: u16 = 1 << 15;
+/// Message Control: every vector is masked.
+pub const CONTROL_MASK_ALL: u16 = 1 << 14;
+
+/// Vector Control: this vector is masked.
+const ENTRY_MASKED: u32 = 1;
+
+/// Word of a vector: it is masked by its entry, by the function's mask, or because MSI-X is not enabled.
+const MASKED: u8 = 1;
+/// Word of a vector: it was triggered while masked.
+const PENDING: u8 = 2;
+
+/// What a vector writes where.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct MsixMessage {
+    /// Address, the guest's choice: nothing about it was checked.
+    pub address: u64,
+    /// Data, likewise.
+    pub data: u32,
+}
+
+/// Delivers a function's messages. Implemented by the machine: KVM routes and irqfds.
+pub trait MsixSink: Send + Sync {
+    /// `vector` now means `message`, and is masked or not. Called on a vCPU's thread, one call at a time, and only when the
+    /// mask changed or the message of an unmasked vector did. While a vector is masked, [`MsixSink::trigger`] is not called
+    /// for it (one that was already under way may come late), so a sink may keep the route of a masked vector.
+    fn route(&self, vector: u16, message: MsixMessage, masked: bool);
+
+    /// Sends `vector`'s message. Called from any thread; never blocks.
+    fn trigger(&self, vector: u16);
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Entry {
+    message: MsixMessage,
+    control: u32,
+}
+
+/// All zeros but masked, as after a reset.
+const BLANK: Entry = Entry { message: MsixMessage { address: 0, data: 0 }, control: ENTRY_MASKED };
+
+struct Table {
+    entries: Vec<Entry>,
+    control: u16,
+}
+
+impl Table {
+    fn masked(&self, vector: usize) -> bool {
+        self.control & (CONTROL_ENABLE | CONTROL_MASK_ALL) != CONTROL_ENABLE
+            || self.entries[vector].control & ENTRY_MASKED != 0
+    }
+}
+
+/// The table, the pending bits and the masks of one function.
+pub struct Msix {
+    table: Mutex<Table>,
+    words: Vec<AtomicU8>,
+    enabled: AtomicBool,
+    sink: Arc<dyn MsixSink>,
+}
+
+impl Msix {
+    /// `vectors` masked vectors, MSI-X not enabled.
+    ///
+    /// # Panics
+    /// If `vectors` is 0 or more than [`VECTORS_MAX`].
+    #[must_use]
+    pub fn new(vectors: u16, sink: Arc<dyn MsixSink>) -> Self {
+        assert!((1..=VECTORS_MAX).contains(&vectors), "a table has 1 to 256 vectors, not {vectors}");
+        Self {
+            table: Mutex::new(Table { entries: vec![BLANK; usize::from(vectors)], control: 0 }),
+            words: (0..vectors).map(|_| AtomicU8::new(MASKED)).collect(),
+            enabled: AtomicBool::new(false),
+            sink,
+        }
+    }
+
+    /// How many vectors there are.
+    #[must_use]
+    pub fn vectors(&self) -> u16 {
+        u16::try_from(self.words.len()).expect("at most VECTORS_MAX")
+    }
+
+    /// Whether the guest enabled MSI-X.
+    #[must_use]
+    pub fn enabled(&self) -> bool {
+        self.enabled.load(Ordering::Acquire)
+    }
+
+    /// Delivers `vector`, or remembers it until it is unmasked. Lock-free. A vector out of range is ignored.
+    pub fn trigger(&self, vector: u16) {
+        let Some(word) = self.words.get(usize::from(vector)) else { return };
+        let masked = word.fetch_update(Ordering::AcqRel, Ordering::Acquire, |word| {
+            (word & MASKED != 0).then_some(word | PENDING)
+        });
+        if masked.is_err() {
+            self.sink.trigger(vector);
+        }
+    }
+
+    /// Forgets pending vectors: the device behind the function was reset.
+    pub fn forget_pending(&self) {
+        for word in &self.words {
+            word.fetch_and(!PENDING, Ordering::AcqRel);
+        }
+    }
+
+    /// Back to masked, blank entries and MSI-X not enabled: the bus was reset.
+    pub fn reset(&self) {
+        let mut table = self.table();
+        self.change(&mut table, |table| {
+            table.control = 0;
+            table.entries.fill(BLANK);
+        });
+        self.forget_pending();
+    }
+
+    /// The guest wrote Message Control.
+    pub fn set_control(&self, control: u16) {
+        let mut table = self.table();
+        if table.control != control {
+            self.change(&mut table, |table| table.control = control);
+        }
+    }
+
+    /// Fills `data` from the table; 4 or 8 aligned bytes, zeros for anything else.
+    pub fn read_table(&self, offset: u64, data: &mut [u8]) {
+        let table = self.table();
+        words(offset, data, |dword| {
+            let Some(entry) = table.entries.get(dword / 4) else { return 0 };
+            let [low, high] = halves(entry.message.address);
+            [low, high, entry.message.data, entry.control][dword % 4]
+        });
+    }
+
+    /// Takes `data` into the table; 4 or 8 aligned bytes, anything else is ignored.
+    pub fn write_table(&self, offset: u64, data: &[u8]) {
+        let Some(first) = dword(offset, data.len()) else { return };
+        let mut table = self.table();
+        if first / 4 >= table.entries.len() {
+            return;
+        }
+        self.change(&mut table, |table| {
+            for (dword, value) in (first..).zip(data.chunks_exact(4)) {
+                let entry = &mut table.entries[dword / 4];
+                let value = u32::from_le_bytes(value.try_into().expect("chunks of four"));
+                let [low, high] = halves(entry.message.address);
+                match dword % 4 {
+                    0 => entry.message.address = joined([value, high]),
+                    1 => entry.message.address = joined([low, value]),
+                    2 => entry.message.data = value,
+                    _ => entry.control = value & ENTRY_MASKED,
+                }
+            }
+        });
+    }
+
+    /// Fills `data` from the pending bits; 4 or 8 aligned bytes, zeros for anything else.
+    pub fn read_pending(&self, offset: u64, data: &mut [u8]) {
+        words(offset, data, |dword| {
+            let bits = self.words.iter().skip(dword * 32).take(32).enumerate();
+            bits.fold(0, |all, (bit, word)| {
+                all | u32::from(word.load(Ordering::Acquire) & PENDING != 0) << bit
+            })
+        });
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes the table and lets the sink and the words follow.
+    fn change(&self, table: &mut Table, change: impl FnOnce(&mut Table)) {
+        let before: Vec<_> =
+            (0..table.entries.len()).map(|v| (table.entries[v].message, table.masked(v))).collect();
+        change(table);
+        self.enabled.store(table.control & CONTROL_ENABLE != 0, Ordering::Release);
+        for (index, (message, was_masked)) in before.into_iter().enumerate() {
+            let entry = table.entries[index];
+            let vector = u16::try_from(index).expect("at most VECTORS_MAX");
+            match (was_masked, table.masked(index)) {
+                (true, true) => {}
+                (false, true) => {
+                    self.words[index].fetch_or(MASKED, Ordering::AcqRel);
+                    self.sink.route(vector, entry.message, true);
+                }
+                (true, false) => {
+                    self.sink.route(vector, entry.message, false);
+                    if self.words[index].swap(0, Ordering::AcqRel) & PENDING != 0 {
+                        self.sink.trigger(vector);
+                    }
+                }
+                (false, false) if message != entry.message => self.sink.route(vector, entry.message, false),
+                (false, false) => {}
+            }
+        }
+    }
+}
+
+/// The index of the 32-bit word at `offset`, if an access of `len` bytes there is one the standard allows.
+fn dword(offset: u64, len: usize) -> Option<usize> {
+    let aligned = matches!(len, 4 | 8) && usize::try_from(offset).ok()?.is_multiple_of(len);
+    aligned.then_some(usize::try_from(offset / 4).ok()?)
+}
+
+/// Fills `data` word by word.
+fn words(offset: u64, data: &mut [u8], word: impl Fn(usize) -> u32) {
+    match dword(offset, data.len()) {
+        Some(first) => {
+            for (index, bytes) in (first..).zip(data.chunks_exact_mut(4)) {
+                bytes.copy_from_slice(&word(index).to_le_bytes());
+            }
+        }
+        None => data.fill(0),
+    }
+}
+
+#[allow(clippy::cast_possible_truncation, reason = "halves are what was asked for")]
+fn halves(whole: u64) -> [u32; 2] {
+    [whole as u32, (whole >> 32) as u32]
+}
+
+fn joined([low, high]: [u32; 2]) -> u64 {
+    u64::from(low) | u64::from(high) << 32
+}

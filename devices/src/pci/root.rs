@@ -1,0 +1,315 @@
+//! The root of the only bus: which function a configuration access means.
+//!
+//! ```text
+//!   ports 0xcf8, 0xcfc ── PciPorts ──┐
+//!                                    ├── PciRoot: 32 slots, function 0 of each ── PciFunction
+//!   ECAM, 4 KiB a function ── PciEcam┘        slot 0: the host bridge
+//! ```
+//! An absent function reads as all ones, with one look at an array.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use super::config::{Identity, PciConfig};
+use crate::bus::BusDevice;
+
+/// Slots on the bus.
+pub const SLOTS: usize = 32;
+/// First of the ports of configuration mechanism #1.
+pub const PORTS_BASE: u64 = 0xcf8;
+/// How many ports they are.
+pub const PORTS_LEN: u64 = 8;
+/// Bytes of address space of the ECAM of one bus.
+pub const ECAM_SIZE: u64 = 1 << 20;
+
+/// Bytes of configuration space of a function.
+const FUNCTION_SIZE: u64 = 1 << 12;
+/// Offset of the data port.
+const DATA: u64 = 4;
+/// Bit of the address port: configuration accesses are enabled.
+const ENABLE: u32 = 1 << 31;
+
+/// A function on the bus, seen through its configuration space.
+///
+/// `offset + data.len()` is at most 4096, and `data` is 1, 2 or 4 bytes.
+pub trait PciFunction: Send + Sync {
+    /// Fills `data`.
+    fn config_read(&self, offset: u16, data: &mut [u8]);
+
+    /// Takes `data`.
+    fn config_write(&self, offset: u16, data: &[u8]);
+}
+
+/// Why a function could not be added.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SlotError {
+    /// Another function is there, or the bus has no such slot.
+    #[error("slot {0} is taken, or not one of the bus's 32")]
+    Unusable(usize),
+    /// Every slot is taken.
+    #[error("all 32 slots of the bus are taken")]
+    Full,
+}
+
+/// The host bridge, 00:00.0: it only says that it is there.
+struct HostBridge(PciConfig);
+
+impl PciFunction for HostBridge {
+    fn config_read(&self, offset: u16, data: &mut [u8]) {
+        self.0.read(offset, data);
+    }
+
+    fn config_write(&self, _offset: u16, _data: &[u8]) {}
+}
+
+/// The bus and what sits on it. The machine fills it, then shares it between the two ways of access.
+pub struct PciRoot {
+    slots: [Option<Arc<dyn PciFunction>>; SLOTS],
+}
+
+impl Default for PciRoot {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl PciRoot {
+    /// A bus with a host bridge in slot 0 and nothing else.
+    #[must_use]
+    pub fn new() -> Self {
+        let bridge = PciConfig::new(&Identity {
+            vendor: 0x8086,
+            device: 0x0d57,
+            revision: 0,
+            class: 0x06_0000,
+            subsystem_vendor: 0,
+            subsystem: 0,
+        });
+        let mut slots = [const { None }; SLOTS];
+        slots[0] = Some(Arc::new(HostBridge(bridge)) as Arc<dyn PciFunction>);
+        Self { slots }
+    }
+
+    /// Puts `function` into the first free slot, which is returned.
+    ///
+    /// # Errors
+    /// [`SlotError::Full`].
+    pub fn add(&mut self, function: Arc<dyn PciFunction>) -> Result<usize, SlotError> {
+        let slot = self.slots.iter().position(Option::is_none).ok_or(SlotError::Full)?;
+        self.slots[slot] = Some(function);
+        Ok(slot)
+    }
+
+    /// Puts `function` into `slot`.
+    ///
+    /// # Errors
+    /// [`SlotError::Unusable`]; the bus is unchanged then.
+    pub fn insert(&mut self, slot: usize, function: Arc<dyn PciFunction>) -> Result<(), SlotError> {
+        match self.slots.get_mut(slot) {
+            Some(free @ None) => {
+                *free = Some(function);
+                Ok(())
+            }
+            _ => Err(SlotError::Unusable(slot)),
+        }
+    }
+
+    /// The function at this bus, device and function number, packed as bits 15:8, 7:3 and 2:0.
+    fn find(&self, bdf: usize) -> Option<&dyn PciFunction> {
+        if bdf & 7 != 0 {
+            return None;
+        }
+        self.slots.get(bdf >> 3)?.as_deref()
+    }
+
+    /// All accesses end here; `address` is as in the ECAM.
+    fn read(&self, address: u64, data: &mut [u8]) {
+        let (function, offset) = self.decode(address);
+        match function {
+            Some(function) => {
+                data.fill(0);
+                for (at, piece) in (offset..).step_by(4).zip(data.chunks_mut(4)) {
+                    if usize::from(at) + piece.len() <= 4096 {
+                        function.config_read(at, piece);
+                    }
+                }
+            }
+            None => data.fill(0xff),
+        }
+    }
+
+    fn write(&self, address: u64, data: &[u8]) {
+        if let (Some(function), offset) = self.decode(address) {
+            for (at, piece) in (offset..).step_by(4).zip(data.chunks(4)) {
+                if usize::from(at) + piece.len() <= 4096 {
+                    function.config_write(at, piece);
+                }
+            }
+        }
+    }
+
+    fn decode(&self, address: u64) -> (Option<&dyn PciFunction>, u16) {
+        let offset = u16::try_from(address % FUNCTION_SIZE).expect("below 4096");
+        (usize::try_from(address / FUNCTION_SIZE).ok().and_then(|bdf| self.find(bdf)), offset)
+    }
+}
+
+/// Configuration mechanism #1: an address port and a data port. Put it at [`PORTS_BASE`], [`PORTS_LEN`] long.
+pub struct PciPorts {
+    root: Arc<PciRoot>,
+    address: AtomicU32,
+}
+
+impl PciPorts {
+    /// The ports of `root`.
+    #[must_use]
+    pub fn new(root: Arc<PciRoot>) -> Self {
+        Self { root, address: AtomicU32::new(0) }
+    }
+
+    /// Where in the ECAM an access to the data port goes, `None` if accesses are disabled or it is to another port.
+    fn target(&self, offset: u64, len: usize) -> Option<u64> {
+        let address = self.address.load(Ordering::Acquire);
+        let lane = offset.checked_sub(DATA)?;
+        let fits = lane + u64::try_from(len).ok()? <= 4;
+        // Bus, device and function in bits 23:8, register in bits 7:2.
+        let target = (u64::from(address) >> 8 & 0xffff) << 12 | u64::from(address) & 0xfc | lane;
+        (fits && address & ENABLE != 0).then_some(target)
+    }
+}
+
+impl BusDevice for PciPorts {
+    fn read(&self, offset: u64, data: &mut [u8]) {
+        if let (0, Ok(data)) = (offset, <&mut [u8; 4]>::try_from(&mut *data)) {
+            *data = self.address.load(Ordering::Acquire).to_le_bytes();
+        } else if let Some(target) = self.target(offset, data.len()) {
+            self.root.read(target, data);
+        } else {
+            data.fill(0xff);
+        }
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) {
+        if let (0, Ok(data)) = (offset, <[u8; 4]>::try_from(data)) {
+            // Bits 30:24 and 1:0 are reserved.
+            self.address.store(u32::from_le_bytes(data) & 0x80ff_fffc, Ordering::Release);
+        } else if let Some(target) = self.target(offset, data.len()) {
+            self.root.write(target, data);
+        }
+    }
+}
+
+/// Memory-mapped configuration of bus 0 (PCI Express 7.2.2). Put it where the MCFG table says, [`ECAM_SIZE`] long.
+pub struct PciEcam(Arc<PciRoot>);
+
+impl PciEcam {
+    /// The window onto `root`.
+    #[must_use]
+    pub fn new(root: Arc<PciRoot>) -> Self {
+        Self(root)
+    }
+}
+
+impl BusDevice for PciEcam {
+    fn read(&self, offset: u64, data: &mut [u8]) {
+        self.0.read(offset, data);
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) {
+        self.0.write(offset, data);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    struct Stub;
+    impl PciFunction for Stub {
+        fn config_read(&self, offset: u16, data: &mut [u8]) {
+            assert!(usize::from(offset) + data.len() <= 4096 && matches!(data.len(), 1 | 2 | 4));
+            data.fill(7);
+        }
+        fn config_write(&self, offset: u16, data: &[u8]) {
+            assert!(usize::from(offset) + data.len() <= 4096 && matches!(data.len(), 1 | 2 | 4));
+        }
+    }
+
+    fn rig() -> (PciPorts, PciEcam) {
+        let mut root = PciRoot::new();
+        assert_eq!(root.add(Arc::new(Stub)), Ok(1));
+        assert_eq!(root.insert(1, Arc::new(Stub)), Err(SlotError::Unusable(1)));
+        assert_eq!(root.insert(32, Arc::new(Stub)), Err(SlotError::Unusable(32)));
+        assert_eq!(root.insert(31, Arc::new(Stub)), Ok(()));
+        let root = Arc::new(root);
+        (PciPorts::new(Arc::clone(&root)), PciEcam::new(root))
+    }
+
+    fn port_read(ports: &PciPorts, address: u32) -> u32 {
+        let mut data = [0; 4];
+        ports.write(0, &address.to_le_bytes());
+        ports.read(DATA, &mut data);
+        u32::from_le_bytes(data)
+    }
+
+    #[test]
+    fn both_ways_find_the_same_functions_and_all_ones_elsewhere() {
+        let (ports, ecam) = rig();
+        for (slot, expected) in [(0u32, 0x0d57_8086u32), (1, 0x0707_0707), (2, u32::MAX), (31, 0x0707_0707)] {
+            let mut data = [0; 4];
+            ecam.read(u64::from(slot) << 15, &mut data);
+            assert_eq!(u32::from_le_bytes(data), expected);
+            assert_eq!(port_read(&ports, ENABLE | slot << 11), expected);
+            // Function 1 of it, and the same slot on bus 1.
+            assert_eq!(port_read(&ports, ENABLE | slot << 11 | 1 << 8), u32::MAX);
+            assert_eq!(port_read(&ports, ENABLE | 1 << 16 | slot << 11), u32::MAX);
+        }
+    }
+
+    #[test]
+    fn ports_answer_only_while_enabled_and_keep_the_address() {
+        let (ports, _) = rig();
+        assert_eq!(port_read(&ports, 0), u32::MAX);
+        ports.write(0, &u32::MAX.to_le_bytes());
+        let mut data = [0; 4];
+        ports.read(0, &mut data);
+        assert_eq!(u32::from_le_bytes(data), 0x80ff_fffc);
+        // A byte written to 0xcf9 or 0xcfb is no address.
+        ports.write(3, &[1]);
+        ports.read(0, &mut data);
+        assert_eq!(u32::from_le_bytes(data), 0x80ff_fffc);
+    }
+
+    #[test]
+    fn the_host_bridge_says_its_class_and_ignores_writes() {
+        let (ports, _) = rig();
+        assert_eq!(port_read(&ports, ENABLE | 8), 0x0600_0000);
+        ports.write(DATA, &[0xff; 4]);
+        assert_eq!(port_read(&ports, ENABLE | 8), 0x0600_0000);
+    }
+
+    #[test]
+    fn a_full_bus_refuses_one_more() {
+        let mut root = PciRoot::new();
+        for slot in 1..SLOTS {
+            assert_eq!(root.add(Arc::new(Stub)), Ok(slot));
+        }
+        assert_eq!(root.add(Arc::new(Stub)), Err(SlotError::Full));
+    }
+
+    proptest! {
+        #[test]
+        fn any_access_is_answered(offset in 0..ECAM_SIZE, address: u32, lane in 0u64..8, width in 0usize..4) {
+            let (ports, ecam) = rig();
+            let mut data = [0u8; 8];
+            let data = &mut data[..1 << width];
+            ecam.write(offset, data);
+            ecam.read(offset, data);
+            ports.write(0, &(address | ENABLE).to_le_bytes());
+            ports.write(lane, data);
+            ports.read(lane, data);
+        }
+    }
+}
