@@ -5,6 +5,7 @@
 //! | [`mem`] | guest RAM: checked copies in and out, never a reference into it |
 //! | [`irq`] | the only way a device reaches the guest's CPU |
 //! | [`bus`] | an address map: pure lookup, no device logic |
+//! | [`pci`] | one bus of functions: configuration space, MSI-X |
 //! | [`virtio`] | the contract between a device, its transport and whoever runs it |
 //!
 //! Deliberately absent: KVM, HTTP, threads. Whoever owns a machine gives a device its RAM, its interrupt and a thread to run on;
