@@ -220,6 +220,18 @@ fn a_device_whose_thread_died_is_offered_to_no_driver_again() {
 }
 
 #[test]
+fn a_device_that_gave_up_on_its_own_hears_no_more_kicks() {
+    over_each(|rig| {
+        assert!(rig.driver.initialise(FEATURES, &[GOOD]));
+        rig.probe.history().interrupt.as_ref().unwrap().needs_reset();
+        assert_eq!(rig.driver.status(), BROKEN);
+        rig.probe.history().served.clear();
+        rig.driver.kick(0);
+        assert!(rig.probe.history().served.is_empty());
+    });
+}
+
+#[test]
 fn status_bits_taken_back_need_a_reset() {
     over_each(|rig| {
         assert!(rig.driver.initialise(FEATURES, &[GOOD]));
