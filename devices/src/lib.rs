@@ -6,6 +6,8 @@
 //! | [`irq`] | the only way a device reaches the guest's CPU |
 //! | [`bus`] | an address map: pure lookup, no device logic |
 //! | [`pci`] | one bus of functions: configuration space, MSI-X |
+//! | [`limiter`] | token buckets over a [`clock`]: how much, and when again |
+//! | [`metrics`] | counters that one thread writes and anybody reads |
 //! | [`virtio`] | the contract between a device, its transport and whoever runs it |
 //!
 //! Deliberately absent: KVM, HTTP, threads. Whoever owns a machine gives a device its RAM, its interrupt and a thread to run on;
@@ -13,9 +15,14 @@
 #![forbid(unsafe_code)]
 
 pub mod bus;
+pub mod clock;
 pub mod irq;
+pub mod limiter;
+mod log_limit;
+mod mailbox;
 pub mod mem;
 pub mod pci;
+pub mod metrics;
 #[cfg(feature = "testing")]
 pub mod testing;
 pub mod virtio;
