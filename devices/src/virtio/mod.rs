@@ -12,6 +12,8 @@
 pub mod spec;
 pub mod status;
 pub mod transport;
+pub mod block;
+pub mod queue;
 
 use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicU32, Ordering};
