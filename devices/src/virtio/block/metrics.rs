@@ -1,0 +1,38 @@
+//! What a disk did.
+
+use crate::metrics::Counter;
+
+/// Counters of one disk since it was made; they survive resets and changes of the backing.
+#[derive(Debug, Default)]
+pub struct BlockMetrics {
+    /// Bytes read by the guest.
+    pub read_bytes: Counter,
+    /// Bytes written by the guest.
+    pub write_bytes: Counter,
+    /// Reads completed.
+    pub read_count: Counter,
+    /// Writes completed.
+    pub write_count: Counter,
+    /// Flushes completed, the guest's own.
+    pub flush_count: Counter,
+    /// Requests that broke the rules and were refused.
+    pub refused: Counter,
+    /// Reads that the host failed.
+    pub read_failures: Counter,
+    /// Writes that the host failed.
+    pub write_failures: Counter,
+    /// Flushes that the host failed.
+    pub flush_failures: Counter,
+    /// Times the queue was served.
+    pub queue_events: Counter,
+    /// Times it was served and empty.
+    pub empty_queue_events: Counter,
+    /// Times a rate limit held the queue.
+    pub throttled: Counter,
+    /// Interrupts raised.
+    pub interrupts: Counter,
+    /// Times the driver broke the queue and the device asked to be reset.
+    pub broken: Counter,
+    /// Changes of the backing that the device took up.
+    pub swaps: Counter,
+}

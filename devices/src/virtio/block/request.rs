@@ -1,0 +1,209 @@
+//! What a guest asked of its disk: a chain is read once, here, and everything is decided here.
+//!
+//! The layout is that of virtio 1.2 §5.2.6: a 16-byte header, data, one status byte. Where descriptors begin and end carries no
+//! meaning (§2.7.4): the header is the first 16 readable bytes, the status is the last writable byte.
+
+use crate::mem::VolatileSlice;
+use crate::virtio::queue::{Ring, RingError, advance, copy_in, copy_out, total_len, truncate};
+
+/// Bytes in a sector, the unit of addresses and of capacity, whatever the block size (virtio 1.2 §5.2.4).
+pub const SECTOR_BYTES: u64 = 512;
+/// Bytes of the identity that GET_ID returns (virtio 1.2 §5.2.6).
+pub const ID_BYTES: usize = 20;
+/// Bytes of the header: type, reserved, sector.
+pub(super) const HEADER_BYTES: usize = 16;
+
+const T_IN: u32 = 0;
+const T_OUT: u32 = 1;
+const T_FLUSH: u32 = 4;
+const T_GET_ID: u32 = 8;
+const T_DISCARD: u32 = 11;
+const T_WRITE_ZEROES: u32 = 13;
+
+/// The status byte (virtio 1.2 §5.2.6).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Status {
+    /// VIRTIO_BLK_S_OK.
+    Ok = 0,
+    /// VIRTIO_BLK_S_IOERR.
+    IoErr = 1,
+    /// VIRTIO_BLK_S_UNSUPP.
+    Unsupp = 2,
+}
+
+/// What the disk allows now.
+#[derive(Debug, Clone, Copy)]
+pub struct Rules {
+    /// Addressable sectors of 512 bytes.
+    pub sectors: u64,
+    /// Whether writes are refused.
+    pub read_only: bool,
+    /// Whether VIRTIO_BLK_F_FLUSH was agreed on.
+    pub flush: bool,
+}
+
+/// A request that the disk can carry out. Its data lie in guest RAM, its range on the disk.
+#[derive(Debug)]
+pub enum Request<'s, 'm> {
+    /// Fill `data` from `offset` bytes on.
+    In {
+        /// Bytes from the start of the disk.
+        offset: u64,
+        /// Where to.
+        data: &'s mut [VolatileSlice<'m>],
+        /// Bytes in `data`.
+        len: u32,
+    },
+    /// Write `data` from `offset` bytes on.
+    Out {
+        /// Bytes from the start of the disk.
+        offset: u64,
+        /// What.
+        data: &'s mut [VolatileSlice<'m>],
+        /// Bytes in `data`.
+        len: u32,
+    },
+    /// Put what was written on stable storage.
+    Flush,
+    /// Tell the disk's identity.
+    GetId {
+        /// Where to.
+        into: &'s mut [VolatileSlice<'m>],
+    },
+}
+
+/// Why a request was turned down. Every variant is reachable from a hostile guest.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// Fewer readable bytes than a header has.
+    #[error("header holds {got} bytes of 16")]
+    ShortHeader {
+        /// Readable bytes.
+        got: usize,
+    },
+    /// The data are not whole sectors.
+    #[error("{len} bytes of data are not whole sectors")]
+    Partial {
+        /// Bytes.
+        len: u64,
+    },
+    /// The range passes the end of the disk.
+    #[error("{len} bytes from sector {sector} on pass the end at sector {sectors}")]
+    OutOfRange {
+        /// First sector.
+        sector: u64,
+        /// Bytes.
+        len: u64,
+        /// Capacity.
+        sectors: u64,
+    },
+    /// A write to a read-only disk.
+    #[error("write to a read-only disk")]
+    ReadOnly,
+    /// A type that is unknown or was not agreed on.
+    #[error("request type {kind} is not supported")]
+    Unsupported {
+        /// The type field.
+        kind: u32,
+    },
+}
+
+impl Refusal {
+    /// What the guest is told.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        match self {
+            Self::ShortHeader { .. } | Self::Partial { .. } | Self::OutOfRange { .. } | Self::ReadOnly => {
+                Status::IoErr
+            }
+            Self::Unsupported { .. } => Status::Unsupp,
+        }
+    }
+}
+
+/// The answer that is owed for one chain: given exactly once, by move.
+#[derive(Debug)]
+#[must_use = "the driver waits for its answer"]
+pub struct Reply<'m> {
+    head: u16,
+    status: VolatileSlice<'m>,
+}
+
+impl Reply<'_> {
+    /// Answers `status`, with `data_bytes` written before the status byte.
+    ///
+    /// # Errors
+    /// As [`Ring::finish`].
+    pub fn finish(
+        self,
+        ring: &mut Ring,
+        ram: &vm_memory::GuestMemoryMmap<()>,
+        status: Status,
+        data_bytes: u32,
+    ) -> Result<(), RingError> {
+        copy_in(&[self.status], 0, &[status as u8]);
+        ring.finish(ram, self.head, data_bytes + 1)
+    }
+}
+
+/// Reads the request in `readable` and `writable`, the two halves of the chain `head`.
+///
+/// `None` if there is no byte to put a status into: such a chain can't be answered.
+pub fn parse<'s, 'm>(
+    head: u16,
+    readable: &'s mut [VolatileSlice<'m>],
+    writable: &'s mut [VolatileSlice<'m>],
+    rules: &Rules,
+) -> Option<(Result<Request<'s, 'm>, Refusal>, Reply<'m>)> {
+    let last = writable.last()?;
+    let status = last.offset(last.len() - 1).expect("resolved slices are not empty");
+    let reply = Reply { head, status };
+    let data_in = total_len(writable) - 1;
+    Some((parse_body(readable, truncate(writable, data_in), rules), reply))
+}
+
+fn parse_body<'s, 'm>(
+    readable: &'s mut [VolatileSlice<'m>],
+    data_in: &'s mut [VolatileSlice<'m>],
+    rules: &Rules,
+) -> Result<Request<'s, 'm>, Refusal> {
+    let mut header = [0; HEADER_BYTES];
+    let got = copy_out(readable, &mut header);
+    if got < HEADER_BYTES {
+        return Err(Refusal::ShortHeader { got });
+    }
+    let kind = u32::from_le_bytes(header[..4].try_into().expect("four bytes"));
+    let sector = u64::from_le_bytes(header[8..].try_into().expect("eight bytes"));
+    match kind {
+        T_IN => {
+            let (offset, len) = range(sector, total_len(data_in), rules)?;
+            Ok(Request::In { offset, data: data_in, len })
+        }
+        T_OUT if rules.read_only => Err(Refusal::ReadOnly),
+        T_OUT => {
+            let data = advance(readable, HEADER_BYTES);
+            let (offset, len) = range(sector, total_len(data), rules)?;
+            Ok(Request::Out { offset, data, len })
+        }
+        T_FLUSH if rules.flush => Ok(Request::Flush),
+        T_GET_ID => Ok(Request::GetId { into: data_in }),
+        // VIRTIO_BLK_F_DISCARD and _WRITE_ZEROES are not offered yet: their segments (§5.2.6) would be parsed here.
+        T_DISCARD | T_WRITE_ZEROES => Err(Refusal::Unsupported { kind }),
+        _ => Err(Refusal::Unsupported { kind }),
+    }
+}
+
+/// The byte range of a transfer, if it is whole sectors of the disk.
+fn range(sector: u64, len: usize, rules: &Rules) -> Result<(u64, u32), Refusal> {
+    let len = len as u64;
+    if !len.is_multiple_of(SECTOR_BYTES) {
+        return Err(Refusal::Partial { len });
+    }
+    let in_range = || {
+        let end = sector.checked_add(len / SECTOR_BYTES)?;
+        (end <= rules.sectors).then_some(())?;
+        Some((sector.checked_mul(SECTOR_BYTES)?, u32::try_from(len).ok()?))
+    };
+    in_range().ok_or(Refusal::OutOfRange { sector, len, sectors: rules.sectors })
+}
