@@ -13,6 +13,7 @@ pub mod spec;
 pub mod status;
 pub mod transport;
 pub mod block;
+pub mod net;
 pub mod queue;
 
 use std::os::fd::RawFd;

@@ -1,0 +1,88 @@
+//! From the guest to the wire.
+
+use std::io::ErrorKind;
+use std::time::Duration;
+
+use super::live::FRAMES_PER_BATCH;
+use super::{HEADER_BYTES, Net};
+use crate::clock::monotonic_ns;
+use crate::mem::Ram;
+use crate::virtio::Served;
+use crate::virtio::queue::{Chain, Ring, RingError, resolve};
+
+/// Bytes of an Ethernet header: no frame is shorter.
+const ETHERNET_BYTES: usize = 14;
+/// The longest frame: header, Ethernet header with two VLAN tags, and the longest IP packet.
+const FRAME_BYTES_MAX: usize = HEADER_BYTES + ETHERNET_BYTES + 8 + 65_535;
+/// When to try again after the host was busy: about a full queue's time on a fast wire.
+const RETRY: Duration = Duration::from_millis(1);
+/// Slices a batch starts with room for: Linux scatters a frame over at most 18.
+const SLICES_AT_FIRST: usize = 32;
+
+/// The transmit side.
+pub(super) struct Tx {
+    pub(super) ring: Ring,
+    chain: Chain,
+}
+
+impl Tx {
+    pub(super) fn new(ring: Ring) -> Self {
+        let chain = Chain::with_room_for(ring.size());
+        Self { ring, chain }
+    }
+
+    /// Sends until the guest has no more frames, a limit is reached, the host is busy or the batch full.
+    pub(super) fn batch(&mut self, net: &mut Net, ram: &Ram) -> Result<Served, RingError> {
+        let mut slices = Vec::with_capacity(SLICES_AT_FIRST);
+        self.ring.suppress_kicks(ram)?;
+        for _ in 0..FRAMES_PER_BATCH {
+            if !self.ring.pop(ram, &mut self.chain)? {
+                if self.ring.rearm(ram)? {
+                    self.ring.suppress_kicks(ram)?;
+                    continue;
+                }
+                return Ok(Served::Drained);
+            }
+            let (head, len) = (self.chain.head(), self.chain.readable_bytes() as usize);
+            slices.clear();
+            resolve(ram, self.chain.readable(), &mut slices)?;
+            if !(HEADER_BYTES + ETHERNET_BYTES..=FRAME_BYTES_MAX).contains(&len) {
+                net.shared.metrics.tx_dropped.inc();
+                net.log(format_args!("a frame of {len} bytes with its header was dropped"));
+                self.ring.finish(ram, head, 0)?;
+                continue;
+            }
+            let frame = (len - HEADER_BYTES) as u64;
+            if !net.tx_limiter.is_off()
+                && let Err(wait) = net.tx_limiter.check(monotonic_ns(), frame)
+            {
+                net.shared.metrics.tx_throttled.inc();
+                self.ring.undo_pop();
+                return Ok(Served::After(wait));
+            }
+            match net.wire.send(&slices) {
+                Ok(_) => {
+                    net.shared.metrics.tx_frames.inc();
+                    net.shared.metrics.tx_bytes.add(frame);
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    net.shared.metrics.tx_busy.inc();
+                    self.ring.undo_pop();
+                    return Ok(Served::After(RETRY));
+                }
+                Err(error) if error.kind() == ErrorKind::Interrupted => {
+                    self.ring.undo_pop();
+                    continue;
+                }
+                Err(error) => {
+                    // A wire may lose a frame; a queue may not stand still for one that nobody can send.
+                    net.shared.metrics.tx_failures.inc();
+                    net.log(format_args!("sending a frame of {len} bytes with its header failed: {error}"));
+                }
+            }
+            net.tx_limiter.charge(frame);
+            self.ring.finish(ram, head, 0)?;
+        }
+        Ok(Served::More)
+    }
+}
