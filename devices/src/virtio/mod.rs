@@ -15,6 +15,7 @@ pub mod transport;
 pub mod block;
 pub mod net;
 pub mod queue;
+pub mod rng;
 
 use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicU32, Ordering};
