@@ -3,18 +3,28 @@
 
 # initrd_tree DIR KERNEL MODULE...: lays out busybox with all its applet names, /lib/modules/*.ko and their order in /lib/modules/order.
 initrd_tree() {
-    local dir=$1 kernel=$2 file name applet; shift 2
+    local dir=$1 kernel=$2 applet; shift 2
     packages_need busybox-static kmod xz-utils
     mkdir -p "$dir"/{bin,dev,proc,sys,run,tmp,etc,root,mnt,newroot,lib/modules}
     cp /bin/busybox "$dir/bin/busybox"
     for applet in $(/bin/busybox --list); do [ "$applet" = busybox ] || ln -s busybox "$dir/bin/$applet"; done
     ln -s bin "$dir/sbin"
-    : >"$dir/lib/modules/order"
+    _initrd_modules "$dir" "$kernel" order "$@"
+}
+
+# initrd_extra DIR KERNEL SET MODULE...: more modules, listed in /lib/modules/order-SET, for an init that loads them only when asked to.
+initrd_extra() { local dir=$1 kernel=$2 set=$3; shift 3; _initrd_modules "$dir" "$kernel" "order-$set" "$@"; }
+
+_initrd_modules() {
+    local dir=$1/lib/modules kernel=$2 order=$3 file name; shift 3
+    : >"$dir/$order"
     kernel_modules "$kernel" "$@" | while read -r file; do
         name=$(basename "${file%.xz}")
+        # What the first list has loaded is loaded.
+        if [ "$order" != order ] && grep -qxF "$name" "$dir/order"; then continue; fi
         # busybox's insmod reads plain modules only; newer kernels ship them compressed.
-        case $file in *.xz) xz -dc "$file" >"$dir/lib/modules/$name" ;; *) cp "$file" "$dir/lib/modules/$name" ;; esac
-        printf '%s\n' "$name" >>"$dir/lib/modules/order"
+        case $file in *.xz) xz -dc "$file" >"$dir/$name" ;; *) cp "$file" "$dir/$name" ;; esac
+        printf '%s\n' "$name" >>"$dir/$order"
     done
 }
 
