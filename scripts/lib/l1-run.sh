@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # One run of one command inside L1. Needs base.sh, packages.sh, kernel.sh, initrd.sh, l1-build.sh.
 # The caller sets these before l1_run (on-kvm's options do):
-#   L1_CPUS L1_MEMORY_MIB L1_TIMEOUT_S L1_TCG_THREAD L1_QEMU L1_SUITE L1_KVM_AMD L1_COMMAND_CPU L1_ENV (array) L1_KEEP
+#   L1_CPUS L1_MEMORY_MIB L1_TIMEOUT_S L1_TCG_THREAD L1_QEMU L1_SUITE L1_KVM_AMD L1_CLOCK L1_COMMAND_CPU L1_ENV (array) L1_KEEP
 
 L1_STATUS_OOPS=70       # L1's own kernel oopsed: the ground gave way, whatever the command was doing
 L1_STATUS_VANISHED=71   # L1 ended and left neither a status nor an oops
@@ -17,6 +17,8 @@ l1_run() {
     packages_need qemu-system-x86
     kernel=$(kernel_fetch "$L1_SUITE"); initrd=$(l1_initrd "$kernel"); virtiofsd=$(virtiofsd_build)
 
+    # The kernel distrusts the TSCs of a machine with two AMD CPUs and no constant_tsc flag; QEMU's are one and the same clock.
+    local clock=''; [ "$L1_CLOCK" = hpet ] || clock=tsc=reliable
     local run; mkdir -p "$YUN_CACHE/run"; run=$(mktemp -d "$YUN_CACHE/run/XXXXXXXX")
     _l1_describe_run "$run" "$kernel" "$@"
     trap '_l1_stop' EXIT; trap 'exit 130' INT; trap 'exit 143' TERM; trap 'exit 129' HUP
@@ -29,7 +31,7 @@ l1_run() {
         -nographic -nodefaults -no-reboot -object "memory-backend-memfd,id=m,size=${L1_MEMORY_MIB}M,share=on" -numa node,memdev=m \
         -chardev "socket,id=c,path=$run/fs.sock" -device vhost-user-fs-pci,chardev=c,tag=host \
         -serial "file:$run/console" -kernel "$kernel/bzImage" -initrd "$initrd" \
-        -append "console=ttyS0 quiet oops=panic panic=-1 yun.run-dir=$(printf %s "$run" | base64 -w0)" \
+        -append "console=ttyS0 quiet oops=panic panic=-1 $clock yun.run-dir=$(printf %s "$run" | base64 -w0)" \
         >"$run/qemu.log" 2>&1 </dev/null & local qemu=$!
     L1_PIDS+=("$qemu")
 
