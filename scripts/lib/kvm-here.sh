@@ -13,7 +13,7 @@ kvm_here() {
 _kvm_here_try() {
     local answer=$1 kernel initrd log=$YUN_CACHE/kvm-here.log
     [ -f "$answer" ] && return
-    packages_need qemu-system-x86
+    l1_packages
     kernel=$(kernel_fetch); initrd=$(l1_initrd "$kernel")
     say "trying whether this machine's own KVM boots Linux"
     # A real KVM needs two seconds. QEMU's own exit status says nothing: the guest's word does.

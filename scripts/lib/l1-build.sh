@@ -4,13 +4,15 @@
 
 VIRTIOFSD_VERSION=1.14.0
 
+# l1_packages: everything that L1 and the making of it need, in one go: one after another takes minutes on a fresh machine.
+l1_packages() { packages_need qemu-system-x86 busybox-static cpio kmod lz4 xz-utils libcap-ng-dev libseccomp-dev iproute2; }
+
 # virtiofsd_build: prints the path of virtiofsd. Built from its crate (checksummed by cargo) because QEMU no longer brings one.
 virtiofsd_build() { locked virtiofsd _virtiofsd_build; }
 
 _virtiofsd_build() {
     local root=$YUN_CACHE/virtiofsd-$VIRTIOFSD_VERSION log=$YUN_CACHE/virtiofsd.log
     if [ ! -x "$root/bin/virtiofsd" ]; then
-        packages_need libcap-ng-dev libseccomp-dev
         say "building virtiofsd $VIRTIOFSD_VERSION (a minute, once)"
         # From the cache directory, so that no .cargo/config.toml or toolchain file of the checkout applies.
         (cd "$YUN_CACHE" && cargo install virtiofsd --version "$VIRTIOFSD_VERSION" --locked --root "$root" \

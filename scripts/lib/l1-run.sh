@@ -14,7 +14,6 @@ L1_OOPS='Kernel panic|Oops:|BUG: |general protection fault|stack guard page was 
 l1_run() {
     local kernel initrd virtiofsd
     [ "$(id -u)" = 0 ] || die "L1 shares this machine's root file system, which only root can do: run as root"
-    packages_need qemu-system-x86
     kernel=$(kernel_fetch "$L1_SUITE"); initrd=$(l1_initrd "$kernel"); virtiofsd=$(virtiofsd_build)
 
     # The kernel distrusts the TSCs of a machine with two AMD CPUs and no constant_tsc flag; QEMU's are one and the same clock.
@@ -89,7 +88,9 @@ _l1_verdict() {
     elif [ -e "$run/timed-out" ]; then
         say "not done after $L1_TIMEOUT_S s, stopped; L1's console: $saved/console"; return "$L1_STATUS_TIMEOUT"
     else
-        say "L1 ended without a word (last line: $(tail -n 1 "$run/console" | tr -d '\r')); logs: $saved"; return "$L1_STATUS_VANISHED"
+        say "L1 ended without a word; logs: $saved"
+        tail -q -n 2 "$run"/{console,virtiofsd.log,qemu.log} >&2
+        return "$L1_STATUS_VANISHED"
     fi
 }
 
