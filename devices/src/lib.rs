@@ -5,10 +5,11 @@
 //! | [`mem`] | guest RAM: checked copies in and out, never a reference into it |
 //! | [`irq`] | the only way a device reaches the guest's CPU |
 //! | [`bus`] | an address map: pure lookup, no device logic |
-//! | [`pci`] | one bus of functions: configuration space, MSI-X |
 //! | [`limiter`] | token buckets over a [`clock`]: how much, and when again |
 //! | [`metrics`] | counters that one thread writes and anybody reads |
 //! | [`virtio`] | the contract between a device, its transport and whoever runs it |
+//! | [`pci`] | configuration space, the root bus, MSI-X |
+//! | [`serial`], [`i8042`] | the console and the keyboard controller |
 //!
 //! Deliberately absent: KVM, HTTP, threads. Whoever owns a machine gives a device its RAM, its interrupt and a thread to run on;
 //! a transport asks for that thread through [`virtio::Owner`].
@@ -16,13 +17,15 @@
 
 pub mod bus;
 pub mod clock;
+pub mod i8042;
 pub mod irq;
 pub mod limiter;
 mod log_limit;
 mod mailbox;
 pub mod mem;
-pub mod pci;
 pub mod metrics;
+pub mod pci;
+pub mod serial;
 #[cfg(feature = "testing")]
 pub mod testing;
 pub mod virtio;

@@ -9,13 +9,13 @@
 //! [`Running`] one, which owns its queues; [`Running::stop`] trades it back. Serving without memory, or starting twice,
 //! does not compile.
 
-pub mod spec;
-pub mod status;
-pub mod transport;
 pub mod block;
 pub mod net;
 pub mod queue;
 pub mod rng;
+pub mod spec;
+pub mod status;
+pub mod transport;
 
 use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicU32, Ordering};

@@ -1,0 +1,235 @@
+//! The serial console: a 16550A UART whose output goes to a bounded buffer.
+//!
+//! ```text
+//!   vCPU ── out 0x3f8 ──> Serial ──> ConsoleBuffer ──(wake, when no longer empty)──> whoever drains it
+//! ```
+//! The vCPU never waits for whoever reads the console: what does not fit is dropped and counted, so a flood costs the guest
+//! its own output and the host at most [`ConsoleBuffer`]'s capacity.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::io::{self, Write};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use vm_superio::Trigger;
+
+use crate::bus::BusDevice;
+use crate::irq::Line;
+
+/// Ports of the UART.
+pub const PORTS: u64 = 8;
+
+/// Called when a buffer that was empty no longer is.
+pub type Wake = Box<dyn Fn() + Send + Sync>;
+
+/// Console output on its way out of the process.
+pub struct ConsoleBuffer {
+    bytes: Mutex<VecDeque<u8>>,
+    capacity: usize,
+    wake: Wake,
+    taken: AtomicU64,
+    dropped: AtomicU64,
+}
+
+impl ConsoleBuffer {
+    /// A buffer for `capacity` bytes; memory is used as output comes.
+    #[must_use]
+    pub fn new(capacity: usize, wake: Wake) -> Arc<Self> {
+        Arc::new(Self {
+            bytes: Mutex::default(),
+            capacity,
+            wake,
+            taken: AtomicU64::new(0),
+            dropped: AtomicU64::new(0),
+        })
+    }
+
+    fn bytes(&self) -> MutexGuard<'_, VecDeque<u8>> {
+        self.bytes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Appends what fits of `output`; the rest is dropped and counted. Never blocks.
+    pub fn push(&self, output: &[u8]) {
+        let mut bytes = self.bytes();
+        let was_empty = bytes.is_empty();
+        let fits = output.len().min(self.capacity - bytes.len());
+        bytes.extend(&output[..fits]);
+        drop(bytes);
+        self.taken.fetch_add(fits as u64, Ordering::Relaxed);
+        self.dropped.fetch_add((output.len() - fits) as u64, Ordering::Relaxed);
+        if was_empty && fits > 0 {
+            (self.wake)();
+        }
+    }
+
+    /// Offers the oldest bytes, at most `max` of them, to `sink`, which says how many it took.
+    ///
+    /// # Errors
+    /// What `sink` says; nothing is taken then.
+    pub fn drain(&self, max: usize, sink: impl FnOnce(&[u8]) -> io::Result<usize>) -> io::Result<usize> {
+        // Copied out, so that a vCPU never waits for the sink.
+        let mut chunk = Vec::with_capacity(max.min(self.capacity));
+        chunk.extend(self.bytes().iter().take(max));
+        if chunk.is_empty() {
+            return Ok(0);
+        }
+        let took = sink(&chunk)?.min(chunk.len());
+        let mut bytes = self.bytes();
+        bytes.drain(..took);
+        if bytes.is_empty() {
+            // Memory that a burst of output took is given back.
+            bytes.shrink_to(256);
+        }
+        Ok(took)
+    }
+
+    /// Whether nothing waits.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.bytes().is_empty()
+    }
+
+    /// Bytes accepted, and bytes dropped for want of room, since the start.
+    #[must_use]
+    pub fn counts(&self) -> (u64, u64) {
+        (self.taken.load(Ordering::Relaxed), self.dropped.load(Ordering::Relaxed))
+    }
+}
+
+struct Output(Arc<ConsoleBuffer>);
+
+impl Write for Output {
+    fn write(&mut self, output: &[u8]) -> io::Result<usize> {
+        self.0.push(output);
+        Ok(output.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+struct Irq(Arc<dyn Line>);
+
+impl Trigger for Irq {
+    type E = Infallible;
+
+    fn trigger(&self) -> Result<(), Infallible> {
+        self.0.trigger();
+        Ok(())
+    }
+}
+
+/// The UART.
+pub struct Serial {
+    uart: Mutex<vm_superio::Serial<Irq, vm_superio::serial::NoEvents, Output>>,
+}
+
+impl Serial {
+    /// A UART that interrupts by `line` and prints to `output`.
+    #[must_use]
+    pub fn new(line: Arc<dyn Line>, output: Arc<ConsoleBuffer>) -> Self {
+        Self { uart: Mutex::new(vm_superio::Serial::new(Irq(line), Output(output))) }
+    }
+
+    fn uart(&self) -> MutexGuard<'_, vm_superio::Serial<Irq, vm_superio::serial::NoEvents, Output>> {
+        self.uart.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Hands the guest as much of `input` as its FIFO has room for; how much that was.
+    pub fn enqueue(&self, input: &[u8]) -> usize {
+        let mut uart = self.uart();
+        let fits = input.len().min(uart.fifo_capacity());
+        // An error means that the guest has the UART in loopback, where input does not arrive.
+        uart.enqueue_raw_bytes(&input[..fits]).unwrap_or(fits)
+    }
+}
+
+impl BusDevice for Serial {
+    fn read(&self, offset: u64, data: &mut [u8]) {
+        data.fill(0);
+        if let ([byte], Ok(offset)) = (data, u8::try_from(offset)) {
+            *byte = self.uart().read(offset);
+        }
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) {
+        if let (&[byte], Ok(offset)) = (data, u8::try_from(offset)) {
+            // Errors would be the sink's or the line's; neither has any.
+            let _ = self.uart().write(offset, byte);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::AtomicUsize;
+
+    struct Quiet;
+    impl Line for Quiet {
+        fn trigger(&self) {}
+    }
+
+    fn rig(capacity: usize) -> (Serial, Arc<ConsoleBuffer>, Arc<AtomicUsize>) {
+        let wakes = Arc::new(AtomicUsize::new(0));
+        let counter = Arc::clone(&wakes);
+        let wake = Box::new(move || {
+            counter.fetch_add(1, Ordering::Relaxed);
+        });
+        let buffer = ConsoleBuffer::new(capacity, wake);
+        (Serial::new(Arc::new(Quiet), Arc::clone(&buffer)), buffer, wakes)
+    }
+
+    #[test]
+    fn output_reaches_the_sink_in_order_with_one_wake_for_a_burst() {
+        let (serial, buffer, wakes) = rig(100);
+        b"hello".iter().for_each(|byte| serial.write(0, &[*byte]));
+        assert_eq!(wakes.load(Ordering::Relaxed), 1);
+        let mut out = Vec::new();
+        buffer.drain(3, |bytes| out.write(bytes)).unwrap();
+        buffer.drain(100, |bytes| out.write(bytes)).unwrap();
+        assert_eq!(out, b"hello");
+        serial.write(0, b"!");
+        assert_eq!(wakes.load(Ordering::Relaxed), 2);
+    }
+
+    #[test]
+    fn a_flood_is_bounded_and_what_was_dropped_is_counted() {
+        let (serial, buffer, _) = rig(10);
+        (0..25).for_each(|_| serial.write(0, b"x"));
+        assert_eq!(buffer.counts(), (10, 15));
+        assert_eq!(buffer.drain(100, |bytes| Ok(bytes.len())).unwrap(), 10);
+    }
+
+    #[test]
+    fn a_sink_that_fails_takes_nothing() {
+        let (serial, buffer, _) = rig(10);
+        serial.write(0, b"x");
+        assert!(buffer.drain(10, |_| Err(io::ErrorKind::WouldBlock.into())).is_err());
+        assert_eq!(buffer.drain(10, |bytes| Ok(bytes.len())).unwrap(), 1);
+    }
+
+    #[test]
+    fn input_stops_at_the_fifo_and_is_read_in_order() {
+        let (serial, ..) = rig(10);
+        let taken = serial.enqueue(&[7; 100]);
+        assert!(taken > 0 && taken < 100);
+        assert_eq!(serial.enqueue(&[7]), 0);
+        let mut byte = [0];
+        serial.read(0, &mut byte);
+        assert_eq!(byte, [7]);
+    }
+
+    #[test]
+    fn every_offset_and_width_is_answered() {
+        let (serial, ..) = rig(10);
+        for offset in (0..16).chain([u64::MAX]) {
+            for width in [1, 2, 4, 8] {
+                serial.read(offset, &mut vec![0xff; width]);
+                serial.write(offset, &vec![0xff; width]);
+            }
+        }
+    }
+}
