@@ -20,6 +20,7 @@ mod server;
 mod socket;
 
 pub use openapi::document;
+pub use openapi::document as openapi_document;
 pub use reply::{ContentType, Reply};
 pub use route::{ApiError, Asked, Method, Routed, route};
 pub use server::{ApiServer, BODY_LEN_MAX_DEFAULT, Limits, Services};

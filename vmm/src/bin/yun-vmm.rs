@@ -1,2 +1,113 @@
-//! `yun-vmm`: one process, one microVM.
-fn main() {}
+//! `yun-vmm`: one process, one microVM. Arguments, logging, and hand over.
+
+use std::io::Write;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use vmm::api::{ApiServer, ApiSocket, Limits, Services};
+use vmm::args::{self, Args, Invocation, OnReboot};
+use vmm::control::driver::{Driver, Options, Shared, block_signals};
+use vmm::events::EventRing;
+use vmm::metrics::Metrics;
+use vmm::spec::ConfigFile;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+/// Exit statuses, Firecracker's: an error, a refused configuration, refused arguments.
+const FAILED: u8 = 1;
+const BAD_CONFIGURATION: u8 = 152;
+const BAD_ARGUMENTS: u8 = 153;
+
+/// How long answers and event streams may take to reach their clients after the guest ended.
+const GRACE: Duration = Duration::from_millis(250);
+
+/// Why the process could not do its work, and what it exits with.
+struct Failure {
+    what: String,
+    status: u8,
+}
+
+fn failure(status: u8, context: &str) -> impl FnOnce(&dyn std::fmt::Display) -> Failure {
+    move |error| Failure { what: format!("{context}{error}"), status }
+}
+
+fn main() -> ExitCode {
+    let print = |text: &str| match std::io::stdout().write_all(text.as_bytes()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::from(FAILED),
+    };
+    let args = match Invocation::parse(std::env::args_os().skip(1)) {
+        Ok(Invocation::Help) => return print(args::HELP),
+        Ok(Invocation::Version) => return print(&args::version()),
+        Ok(Invocation::OpenApi) => return print(&vmm::api::openapi_document()),
+        Ok(Invocation::Run(args)) => args,
+        Err(error) => {
+            eprintln!("{error}");
+            return ExitCode::from(BAD_ARGUMENTS);
+        }
+    };
+    vmm::logger::init(&args.id);
+    match run(*args) {
+        Ok(status) => ExitCode::from(status),
+        Err(Failure { what, status }) => {
+            log::error!("{what}");
+            eprintln!("yun-vmm: {what}");
+            ExitCode::from(status)
+        }
+    }
+}
+
+fn run(args: Args) -> Result<u8, Failure> {
+    let host = |error: std::io::Error| failure(FAILED, "the host refused: ")(&error);
+    vmm::logger::configure(&args.logger).map_err(|e| failure(BAD_ARGUMENTS, "")(&e))?;
+    args.warnings.iter().for_each(|warning| log::warn!("{warning}"));
+    // Before any thread: they inherit which signals are blocked.
+    let signals = block_signals().map_err(host)?;
+    let metrics = Metrics::new();
+    let events = EventRing::new(EventRing::CAPACITY_DEFAULT);
+    let wake = Arc::new(EventFd::new(EFD_NONBLOCK).map_err(host)?);
+    let waker = Arc::clone(&wake);
+    let (commands, inbox) = vmm::control::channel(move || {
+        // EAGAIN: the driver has been woken more often than it can count.
+        let _ = waker.write(1);
+    });
+    let options = Options {
+        id: args.id,
+        pci: args.enable_pci,
+        boot_timer: args.boot_timer,
+        reset_on_reboot: args.on_reboot == OnReboot::Reset,
+        shutdown_timeout: args.shutdown_timeout,
+        transparent_huge_pages: args.transparent_huge_pages,
+    };
+    let shared = Shared { events: Arc::clone(&events), metrics: Arc::clone(&metrics), wake };
+    let mut driver = Driver::new(options, shared, inbox, &signals).map_err(host)?;
+    if let Some(path) = args.metrics_path {
+        metrics
+            .open(&vmm::spec::Metrics { metrics_path: path })
+            .map_err(|e| failure(BAD_ARGUMENTS, "")(&e))?;
+    }
+    // The socket before the guest: a name that is taken is found out while nothing runs.
+    let socket = match &args.api_sock {
+        Some(path) => Some(ApiSocket::bind(path).map_err(|e| failure(FAILED, "")(&e))?),
+        None => None,
+    };
+    if let Some(path) = &args.config_file {
+        let context = format!("the configuration file {}: ", path.display());
+        let json = std::fs::read(path).map_err(|e| failure(BAD_CONFIGURATION, &context)(&e))?;
+        let file = ConfigFile::parse(&json).map_err(|e| failure(BAD_CONFIGURATION, &context)(&e))?;
+        driver.start_from(file).map_err(|e| failure(BAD_CONFIGURATION, &context)(&e))?;
+    }
+    let server = match socket {
+        Some(socket) => {
+            let limits = Limits { body_len_max: args.body_len_max, ..Limits::default() };
+            let services = Services { commands, metrics, events, limits };
+            Some(ApiServer::start(socket, services, || ()).map_err(host)?)
+        }
+        None => None,
+    };
+    let reason = driver.run().map_err(host)?;
+    if let Some(server) = server {
+        server.stop(GRACE);
+    }
+    Ok(reason.exit_status())
+}

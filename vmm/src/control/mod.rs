@@ -12,6 +12,8 @@
 mod command;
 mod config;
 mod denial;
+pub mod driver;
+pub mod end;
 mod lifecycle;
 
 pub use command::{Answer, Command, CommandSender, Configure, Envelope, Outcome, ReplySlot, channel};

@@ -1,0 +1,485 @@
+//! The one thread that changes a microVM: takes commands in order, asks [`lifecycle::admit`] whether each is allowed now,
+//! and carries it out. It also sees to signals, the console and the metrics' minute.
+//!
+//! ```text
+//!   API thread ──Envelope──┐
+//!   vCPUs, devices ──End───┤                         ┌─> Machine (build, pause, resume, drop)
+//!   SIGTERM, SIGINT ───────┼──> epoll ──> Driver::run ┼─> VmResources (before the start)
+//!   stdin, stdout ─────────┤                         └─> EventRing, Metrics
+//!   time ──────────────────┘
+//! ```
+
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::Receiver;
+use std::time::{Duration, Instant};
+
+use devices::limiter::{BucketSpec, LimiterSpec};
+use devices::virtio::block::{BlockOptions, Cache};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::config::{DriveEntry, HostFiles, NetEntry, VmResources};
+use super::end::End;
+use super::lifecycle::{self, State, Verdict};
+use super::{Answer, Command, Configure, Denial, Envelope, Outcome};
+use crate::arch::x86_64::cpuid::Topology;
+use crate::boot::cmdline::Root;
+use crate::events::{EventKind, EventRing};
+use crate::host::console::Console;
+use crate::host::disk::Disk;
+use crate::host::tap::Tap;
+use crate::machine::Machine;
+use crate::machine::ended::Reason;
+use crate::machine::plan::{DrivePlan, NetPlan, Plan};
+use crate::mem::ram::Backing;
+use crate::metrics::Metrics;
+use crate::spec::{
+    CacheType, ConfigFile, HugePages, InstanceId, MachineConfigPatch, RateLimiter, TapSource, TokenBucket,
+    VmInfo,
+};
+
+/// How often the metrics file gets a line.
+const METRICS_PERIOD: Duration = Duration::from_secs(60);
+
+/// What the command line decides for the life of the process.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The microVM's name.
+    pub id: InstanceId,
+    /// virtio-pci rather than virtio-mmio.
+    pub pci: bool,
+    /// The boot timer is there.
+    pub boot_timer: bool,
+    /// A guest's reboot starts it again instead of ending the process.
+    pub reset_on_reboot: bool,
+    /// How long a guest may take to switch itself off when the process is told to end.
+    pub shutdown_timeout: Duration,
+    /// Guest RAM may be backed by transparent huge pages.
+    pub transparent_huge_pages: bool,
+}
+
+/// Opens what the API names.
+pub struct Host;
+
+impl HostFiles for Host {
+    type Kernel = std::fs::File;
+    type Initrd = std::fs::File;
+    type Drive = Disk;
+    type Tap = Tap;
+
+    fn open_kernel(&mut self, path: &str) -> io::Result<Self::Kernel> {
+        crate::host::open_image(path.as_ref())
+    }
+
+    fn open_initrd(&mut self, path: &str) -> io::Result<Self::Initrd> {
+        crate::host::open_image(path.as_ref())
+    }
+
+    fn open_drive(&mut self, path: &str, read_only: bool, replacing: Option<&Disk>) -> io::Result<Disk> {
+        Disk::open(path.as_ref(), read_only, replacing)
+    }
+
+    fn open_tap(&mut self, source: TapSource<'_>, replacing: Option<&Tap>) -> io::Result<Tap> {
+        match source {
+            // The kernel lends a TAP device once: an interface that keeps its own goes on with the same descriptor.
+            TapSource::Name(name) => match replacing.filter(|tap| tap.name() == Some(name)) {
+                Some(tap) => Ok(tap.clone()),
+                None => Tap::open(name),
+            },
+            TapSource::Fd(fd) => Tap::from_fd(fd),
+        }
+    }
+}
+
+/// What the driver shares with the rest of the process.
+pub struct Shared {
+    /// What happened, for `GET /events`.
+    pub events: Arc<EventRing>,
+    /// Who counts.
+    pub metrics: Arc<Metrics>,
+    /// Wakes the driver when a command was sent.
+    pub wake: Arc<EventFd>,
+}
+
+/// See the [module](self).
+pub struct Driver {
+    options: Options,
+    shared: Shared,
+    inbox: Receiver<Envelope>,
+    signals: SignalFd,
+    end: Arc<End>,
+    state: State,
+    host: Host,
+    resources: VmResources<Host>,
+    console: Console,
+    machine: Option<Machine>,
+    /// When the guest must have switched itself off.
+    deadline: Option<Instant>,
+}
+
+const TOKEN_COMMAND: u64 = 0;
+const TOKEN_SIGNAL: u64 = 1;
+const TOKEN_END: u64 = 2;
+const TOKEN_STDIN: u64 = 3;
+const TOKEN_STDOUT: u64 = 4;
+const TOKEN_OUTPUT: u64 = 5;
+
+/// Blocks the signals that the driver takes, in this thread and all it starts. To be called before any thread is.
+///
+/// # Errors
+/// What the kernel said.
+pub fn block_signals() -> io::Result<SigSet> {
+    let mut set = SigSet::empty();
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
+        set.add(signal);
+    }
+    set.thread_block()?;
+    Ok(set)
+}
+
+impl Driver {
+    /// A driver of a microVM that is not configured yet. `signals` were blocked by [`block_signals`].
+    ///
+    /// # Errors
+    /// If descriptors can't be had.
+    pub fn new(
+        options: Options,
+        shared: Shared,
+        inbox: Receiver<Envelope>,
+        signals: &SigSet,
+    ) -> io::Result<Self> {
+        Ok(Self {
+            options,
+            shared,
+            inbox,
+            signals: SignalFd::with_flags(signals, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?,
+            end: End::new()?,
+            state: State::NotStarted,
+            host: Host,
+            resources: VmResources::default(),
+            console: Console::new()?,
+            machine: None,
+            deadline: None,
+        })
+    }
+
+    /// Carries out a command now, on the caller's thread: for the configuration file, before [`Driver::run`].
+    ///
+    /// # Errors
+    /// The same [`Denial`] that the API would answer.
+    pub fn take(&mut self, command: Command) -> Answer {
+        match lifecycle::admit(self.state, &command) {
+            Verdict::Do => self.carry_out(command),
+            Verdict::AlreadySo => Ok(Outcome::Done),
+            Verdict::Deny(denial) => Err(denial),
+        }
+    }
+
+    /// Configures everything that `file` says and starts the guest.
+    ///
+    /// # Errors
+    /// The first [`Denial`].
+    pub fn start_from(&mut self, file: ConfigFile) -> Result<(), Denial> {
+        let mut configure = |what| self.take(Command::Configure(what)).map(drop);
+        configure(Configure::BootSource(file.boot_source))?;
+        if let Some(machine) = file.machine_config {
+            configure(Configure::Machine(MachineConfigPatch::from(machine)))?;
+        }
+        file.drives.into_iter().try_for_each(|drive| configure(Configure::Drive(drive)))?;
+        file.network_interfaces
+            .into_iter()
+            .try_for_each(|net| configure(Configure::NetworkInterface(net)))?;
+        file.entropy.into_iter().try_for_each(|entropy| configure(Configure::Entropy(entropy)))?;
+        if let Some(logger) = file.logger {
+            self.take(Command::PutLogger(logger))?;
+        }
+        if let Some(metrics) = file.metrics {
+            self.take(Command::PutMetrics(metrics))?;
+        }
+        self.take(Command::Start).map(drop)
+    }
+
+    /// Drives the microVM until its guest ends or the process is told to; why.
+    ///
+    /// # Errors
+    /// If events can't be waited for.
+    pub fn run(mut self) -> io::Result<Reason> {
+        let epoll = Epoll::new()?;
+        let watch = |fd: RawFd, token, set| {
+            epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(set | EventSet::EDGE_TRIGGERED, token))
+        };
+        watch(self.shared.wake.as_raw_fd(), TOKEN_COMMAND, EventSet::IN)?;
+        watch(self.signals.as_raw_fd(), TOKEN_SIGNAL, EventSet::IN)?;
+        watch(self.end.wake().as_raw_fd(), TOKEN_END, EventSet::IN)?;
+        watch(self.console.output_wake().as_raw_fd(), TOKEN_OUTPUT, EventSet::IN)?;
+        // Files can't be watched; they are never full, and as input they are not offered.
+        let _ = watch(self.console.stdin(), TOKEN_STDIN, EventSet::IN);
+        let _ = watch(self.console.stdout(), TOKEN_STDOUT, EventSet::OUT);
+        let mut metrics_due = Instant::now() + METRICS_PERIOD;
+        let mut events = [EpollEvent::default(); 8];
+        loop {
+            let n = match epoll.wait(self.timeout_ms(metrics_due), &mut events) {
+                Ok(n) => n,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => 0,
+                Err(e) => return Err(e),
+            };
+            let mut ended = None;
+            for event in &events[..n] {
+                match event.data() {
+                    TOKEN_COMMAND => self.take_commands(),
+                    TOKEN_SIGNAL => ended = ended.or(self.take_signals()),
+                    TOKEN_END => ended = ended.or(self.guest_ended()),
+                    TOKEN_STDIN => self.console.take_input(),
+                    _ => self.console.drain(),
+                }
+            }
+            let now = Instant::now();
+            if now >= metrics_due {
+                metrics_due = now + METRICS_PERIOD;
+                let _ = self.shared.metrics.flush(); // counted as missed
+            }
+            if self.deadline.is_some_and(|deadline| now >= deadline) {
+                ended = ended.or(Some(Reason::Stopped { clean: false }));
+            }
+            if let Some(reason) = ended {
+                self.finish(&reason);
+                return Ok(reason);
+            }
+        }
+    }
+
+    fn timeout_ms(&self, metrics_due: Instant) -> i32 {
+        let next = self.deadline.map_or(metrics_due, |deadline| deadline.min(metrics_due));
+        let wait = next.saturating_duration_since(Instant::now());
+        i32::try_from(wait.as_micros().div_ceil(1000)).unwrap_or(i32::MAX)
+    }
+
+    fn take_commands(&mut self) {
+        let _ = self.shared.wake.read();
+        while let Ok(envelope) = self.inbox.try_recv() {
+            let answer = self.take(envelope.command);
+            envelope.reply.answer(answer);
+        }
+    }
+
+    /// The process is told to end: asks the guest to, and gives it a deadline. A second time means now.
+    fn take_signals(&mut self) -> Option<Reason> {
+        let mut told = false;
+        while let Ok(Some(signal)) = self.signals.read_signal() {
+            log::info!("told to end by signal {}", signal.ssi_signo);
+            told = true;
+        }
+        if !told {
+            return None;
+        }
+        if self.machine.is_none() || self.deadline.is_some() {
+            return Some(Reason::Stopped { clean: self.machine.is_none() });
+        }
+        // A guest that stands still can't switch itself off.
+        if self.state == State::Paused {
+            let _ = self.take(Command::Resume);
+        }
+        if let Some(machine) = &self.machine {
+            machine.press_power_button();
+        }
+        self.deadline = Some(Instant::now() + self.options.shutdown_timeout);
+        None
+    }
+
+    /// The guest ended by itself; `None` if it was started again.
+    fn guest_ended(&mut self) -> Option<Reason> {
+        let reason = self.end.take()?;
+        if self.deadline.is_some() && reason == Reason::PowerOff {
+            return Some(Reason::Stopped { clean: true });
+        }
+        if reason != Reason::Reboot || !self.options.reset_on_reboot || self.deadline.is_some() {
+            return Some(reason);
+        }
+        self.machine = None;
+        // What the last vCPUs of the old guest had to say is about the old guest.
+        let _ = self.end.take();
+        match self.start() {
+            Ok(()) => {
+                log::info!("{reason}; started again");
+                self.shared.events.push(EventKind::Reset, Some(reason.name()));
+                None
+            }
+            Err(denial) => {
+                log::error!("the guest could not be started again: {denial}");
+                Some(reason)
+            }
+        }
+    }
+
+    fn finish(&mut self, reason: &Reason) {
+        self.machine = None;
+        self.console.drain_at_end();
+        let status = reason.exit_status();
+        log::info!("The microVM ended: {reason} (reason {}, exit status {status})", reason.name());
+        self.shared.events.push(EventKind::Shutdown, Some(reason.name()));
+        self.shared.events.close();
+        let _ = self.shared.metrics.flush();
+    }
+
+    fn carry_out(&mut self, command: Command) -> Answer {
+        match command {
+            Command::GetInfo => {
+                Ok(Outcome::Info(VmInfo::new(self.options.id.to_string(), self.state.into())))
+            }
+            Command::GetVersion => Ok(Outcome::Version(crate::spec::Version::default())),
+            Command::GetVmConfig => Ok(Outcome::VmConfig(Box::new(self.resources.view()))),
+            Command::GetMachineConfig => Ok(Outcome::MachineConfig(self.resources.machine().clone())),
+            Command::Configure(what) => self.resources.configure(&mut self.host, what),
+            Command::PutLogger(logger) => crate::logger::configure(&logger).map(|()| Outcome::Done),
+            Command::PutMetrics(metrics) => self.shared.metrics.open(&metrics).map(|()| Outcome::Done),
+            Command::FlushMetrics => match self.shared.metrics.flush() {
+                Ok(()) => Ok(Outcome::Done),
+                Err(e) => Err(Denial::Metrics(e.to_string())),
+            },
+            Command::Start => {
+                self.start()?;
+                self.shared.events.push(EventKind::Started, None);
+                Ok(Outcome::Done)
+            }
+            Command::Pause => {
+                self.machine()?.pause();
+                self.state = State::Paused;
+                self.shared.events.push(EventKind::Paused, None);
+                Ok(Outcome::Done)
+            }
+            Command::Resume => {
+                self.machine()?.resume();
+                self.state = State::Running;
+                self.shared.events.push(EventKind::Resumed, None);
+                Ok(Outcome::Done)
+            }
+            Command::SendCtrlAltDel => {
+                self.machine()?.ctrl_alt_del();
+                Ok(Outcome::Done)
+            }
+            Command::PatchDrive(patch) => {
+                let machine = self.machine.as_ref().ok_or(Denial::BeforeStart)?;
+                self.resources.patch_drive(&mut self.host, &patch, |change| {
+                    let limits = change.limiter.map_or_else(LimiterSpec::default, limiter_spec);
+                    machine.change_drive(change.index, change.file.cloned(), limits);
+                    Ok(())
+                })
+            }
+            Command::PatchNetworkInterface(patch) => {
+                let machine = self.machine.as_ref().ok_or(Denial::BeforeStart)?;
+                self.resources.patch_net(&patch, |index, rx, tx| {
+                    let spec = |limiter: Option<RateLimiter>| {
+                        limiter.map_or_else(LimiterSpec::default, limiter_spec)
+                    };
+                    machine.change_net(index, spec(rx), spec(tx));
+                    Ok(())
+                })
+            }
+        }
+    }
+
+    fn machine(&self) -> Result<&Machine, Denial> {
+        self.machine.as_ref().ok_or(Denial::BeforeStart)
+    }
+
+    /// Builds the machine and lets it run. After an error everything is as it was, and may be configured and tried again.
+    fn start(&mut self) -> Result<(), Denial> {
+        let plan = self.plan()?;
+        self.console
+            .open(self.resources.serial().serial_out_path.as_ref().map(PathBuf::from))
+            .map_err(|e| Denial::Start(format!("the serial console's output can't be opened: {e}")))?;
+        let end = Arc::clone(&self.end);
+        let machine = Machine::build(plan, &self.console, Arc::new(move |reason| end.note(reason)))
+            .map_err(|e| Denial::Start(e.to_string()))?;
+        machine.register_metrics(&self.shared.metrics);
+        machine.resume();
+        self.machine = Some(machine);
+        self.state = State::Running;
+        Ok(())
+    }
+
+    fn plan(&self) -> Result<Plan, Denial> {
+        let boot = self.resources.boot()?;
+        let clone = |file: &std::fs::File| {
+            file.try_clone().map_err(|e| Denial::Start(format!("a descriptor can't be duplicated: {e}")))
+        };
+        let config = self.resources.machine();
+        Ok(Plan {
+            topology: Topology { vcpus: config.vcpu_count, threads_per_core: if config.smt { 2 } else { 1 } },
+            memory: (config.mem_size_mib as u64) << 20,
+            backing: match config.huge_pages {
+                HugePages::Hugetlbfs2M => Backing::Huge2M,
+                HugePages::None if !self.options.transparent_huge_pages => Backing::Small,
+                HugePages::None | HugePages::Transparent => Backing::Transparent,
+            },
+            kernel: clone(&boot.kernel)?,
+            initrd: boot.initrd.as_ref().map(clone).transpose()?,
+            boot_args: boot.spec.boot_args_or_default().to_owned(),
+            root: self.resources.drives().first().and_then(root_of),
+            drives: self.resources.drives().iter().map(drive_plan).collect(),
+            nets: self.resources.nets().iter().map(net_plan).collect(),
+            entropy: self
+                .resources
+                .entropy()
+                .map(|entropy| entropy.rate_limiter.map_or_else(LimiterSpec::default, limiter_spec)),
+            pci: self.options.pci,
+            boot_timer: self.options.boot_timer,
+        })
+    }
+}
+
+fn root_of(drive: &DriveEntry<Host>) -> Option<Root> {
+    let spec = &drive.spec;
+    spec.root.then(|| Root {
+        device: spec
+            .partuuid
+            .as_ref()
+            .map_or_else(|| "/dev/vda".to_owned(), |uuid| format!("PARTUUID={uuid}")),
+        read_only: spec.read_only,
+    })
+}
+
+fn drive_plan(drive: &DriveEntry<Host>) -> DrivePlan {
+    let spec = &drive.spec;
+    DrivePlan {
+        id: spec.id.clone(),
+        disk: drive.file.clone(),
+        options: BlockOptions {
+            name: spec.id.clone(),
+            read_only: spec.read_only,
+            cache: match spec.cache {
+                CacheType::Unsafe => Cache::Unsafe,
+                CacheType::Writeback => Cache::Writeback,
+            },
+            serial: spec.serial.clone().unwrap_or_else(|| spec.id.clone()),
+            limits: spec.limiter.map_or_else(LimiterSpec::default, limiter_spec),
+        },
+    }
+}
+
+fn net_plan(net: &NetEntry<Host>) -> NetPlan {
+    let spec = &net.spec;
+    let limits = |limiter: Option<RateLimiter>| limiter.map_or_else(LimiterSpec::default, limiter_spec);
+    NetPlan {
+        id: spec.iface_id.clone(),
+        tap: net.tap.clone(),
+        mac: spec.guest_mac.map(|mac| mac.0),
+        mtu: spec.mtu,
+        rx_limits: limits(spec.rx_rate_limiter),
+        tx_limits: limits(spec.tx_rate_limiter),
+    }
+}
+
+fn limiter_spec(limiter: RateLimiter) -> LimiterSpec {
+    let bucket = |bucket: TokenBucket| BucketSpec {
+        size: bucket.size,
+        refill_time_ms: bucket.refill_time,
+        one_time_burst: bucket.one_time_burst.unwrap_or(0),
+    };
+    LimiterSpec { bytes: limiter.bandwidth.map(bucket), ops: limiter.ops.map(bucket) }
+}

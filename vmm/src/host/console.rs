@@ -1,0 +1,200 @@
+//! The console's two ends in the host: where the guest's output goes (standard output or a file) and where its input
+//! comes from (standard input).
+//!
+//! Nothing here ever blocks: output that its reader does not take waits in a [`ConsoleBuffer`], which drops what it can't
+//! hold.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use devices::serial::{ConsoleBuffer, Serial};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::terminal::Terminal;
+
+/// Output waiting for its reader, at most, in bytes.
+const BUFFER: usize = 64 << 10;
+/// Output written at once: what a pipe takes without blocking when it says it is writable (`PIPE_BUF`).
+const CHUNK: usize = 4096;
+/// Input read at once.
+const INPUT: usize = 256;
+
+/// The console of one microVM.
+pub struct Console {
+    output: File,
+    buffer: Arc<ConsoleBuffer>,
+    wake: Arc<EventFd>,
+    stdin: io::Stdin,
+    /// Input that the guest has no room for yet.
+    pending: Vec<u8>,
+    serial: Mutex<Option<Arc<Serial>>>,
+    raw_terminal: bool,
+}
+
+/// A descriptor of our own on standard output. One that shares its flags with other processes' descriptors stays blocking;
+/// it is written only when it is ready.
+fn standard_output() -> io::Result<File> {
+    let own: OwnedFd = io::stdout().as_fd().try_clone_to_owned()?;
+    let file = File::from(own);
+    let kind = file.metadata()?.file_type();
+    if kind.is_fifo() || kind.is_char_device() {
+        // Opened anew it has flags of its own, so that making it non-blocking is nobody else's business.
+        let again = OpenOptions::new()
+            .write(true)
+            .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
+            .open("/proc/self/fd/1");
+        return Ok(again.unwrap_or(file));
+    }
+    Ok(file)
+}
+
+impl Console {
+    /// A console on standard input and output; nothing is read or changed yet.
+    ///
+    /// # Errors
+    /// If descriptors can't be had.
+    pub fn new() -> io::Result<Self> {
+        let wake = Arc::new(EventFd::new(EFD_NONBLOCK)?);
+        let waker = Arc::clone(&wake);
+        let buffer = ConsoleBuffer::new(
+            BUFFER,
+            Box::new(move || {
+                let _ = waker.write(1);
+            }),
+        );
+        Ok(Self {
+            output: standard_output()?,
+            buffer,
+            wake,
+            stdin: io::stdin(),
+            pending: Vec::new(),
+            serial: Mutex::new(None),
+            raw_terminal: false,
+        })
+    }
+
+    /// Sends output to `path` instead of standard output, and takes over the terminal if input comes from one. To be
+    /// called when the guest starts.
+    ///
+    /// # Errors
+    /// What the host says of `path`.
+    pub fn open(&mut self, path: Option<PathBuf>) -> io::Result<()> {
+        if let Some(path) = path {
+            let mut options = OpenOptions::new();
+            // Console output is nobody else's to read.
+            options.append(true).create(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).mode(0o600);
+            self.output = match options.open(&path) {
+                // A FIFO that nobody reads yet: holding its other end keeps it open for writing.
+                Err(e) if e.raw_os_error() == Some(libc::ENXIO) => options.read(true).open(&path)?,
+                result => result?,
+            };
+        }
+        let is_terminal = io::IsTerminal::is_terminal(&self.stdin);
+        if is_terminal && !self.raw_terminal && self.stdin.lock().set_raw_mode().is_ok() {
+            self.raw_terminal = true;
+        }
+        Ok(())
+    }
+
+    /// The buffer that a UART prints to.
+    #[must_use]
+    pub fn buffer(&self) -> &Arc<ConsoleBuffer> {
+        &self.buffer
+    }
+
+    /// Connects input to `serial`.
+    pub fn connect(&self, serial: &Arc<Serial>) {
+        *self.serial.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(serial));
+    }
+
+    /// Readable when there is new output.
+    #[must_use]
+    pub fn output_wake(&self) -> &EventFd {
+        &self.wake
+    }
+
+    /// Where input comes from.
+    #[must_use]
+    pub fn stdin(&self) -> RawFd {
+        self.stdin.as_raw_fd()
+    }
+
+    /// Where output goes.
+    #[must_use]
+    pub fn stdout(&self) -> RawFd {
+        self.output.as_raw_fd()
+    }
+
+    /// Whether input waits for room in the guest.
+    #[must_use]
+    pub fn has_pending_input(&self) -> bool {
+        !self.pending.is_empty()
+    }
+
+    fn readiness(fd: impl AsFd, events: PollFlags) -> bool {
+        let mut fds = [PollFd::new(fd.as_fd(), events)];
+        poll(&mut fds, PollTimeout::ZERO).is_ok_and(|n| n > 0)
+    }
+
+    /// Hands input to the guest, as much as it has room for. Without a guest it stays where it is.
+    pub fn take_input(&mut self) {
+        let serial = self.serial.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let Some(serial) = serial else { return };
+        loop {
+            let taken = serial.enqueue(&self.pending);
+            self.pending.drain(..taken);
+            if !self.pending.is_empty() || !Self::readiness(&self.stdin, PollFlags::POLLIN) {
+                return;
+            }
+            let mut bytes = [0; INPUT];
+            match self.stdin.lock().read(&mut bytes) {
+                Ok(n) if n > 0 => self.pending.extend(&bytes[..n]),
+                // The end of input, or no input: the guest simply gets none.
+                _ => return,
+            }
+        }
+    }
+
+    /// Writes what output there is, until it is gone or its reader has no room.
+    pub fn drain(&mut self) {
+        let _ = self.wake.read();
+        while Self::readiness(&self.output, PollFlags::POLLOUT) {
+            let output = &self.output;
+            match self.buffer.drain(CHUNK, |bytes| (&*output).write(bytes)) {
+                Ok(n) if n > 0 => {}
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Ok(_) => return,
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return,
+                // The reader is gone for good, or the disk is full: output is lost, the guest goes on.
+                Err(_) => {
+                    let _ = self.buffer.drain(BUFFER, |bytes| Ok(bytes.len()));
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Writes what is left when the guest is no more; a reader that takes nothing for a while loses it.
+    pub fn drain_at_end(&mut self) {
+        const PATIENCE_MS: u16 = 200;
+        for _ in 0..2 {
+            self.drain();
+            let mut fds = [PollFd::new(self.output.as_fd(), PollFlags::POLLOUT)];
+            if self.buffer.is_empty() || !poll(&mut fds, PATIENCE_MS).is_ok_and(|n| n > 0) {
+                return;
+            }
+        }
+    }
+}
+
+impl Drop for Console {
+    fn drop(&mut self) {
+        if self.raw_terminal && self.stdin.lock().set_canon_mode().is_err() {
+            log::warn!("the terminal could not be restored; `reset` does it");
+        }
+    }
+}

@@ -1,0 +1,27 @@
+//! What the host lends a machine: kernel and initrd files, disk images, TAP devices. All are opened when they are named,
+//! before the guest runs, so that a running VMM needs neither paths nor privileges for them.
+
+pub mod console;
+pub mod disk;
+pub mod tap;
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+/// Opens a regular file for reading; anything else (a directory, a FIFO that would block) is refused.
+///
+/// # Errors
+/// What the host said, or `InvalidInput` with what would be accepted.
+pub fn open_image(path: &Path) -> io::Result<File> {
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+    let kind = file.metadata()?.file_type();
+    if kind.is_dir() {
+        return Err(io::Error::from_raw_os_error(libc::EISDIR));
+    }
+    if !kind.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
+    }
+    Ok(file)
+}

@@ -1,0 +1,175 @@
+//! TAP devices (Linux `Documentation/networking/tuntap.rst`): opened by name or taken over as a descriptor.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, RawFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::sync::Arc;
+
+use devices::mem::VolatileSlice;
+use devices::virtio::net::{FrameIo, Offloads};
+
+use crate::mem::vectored;
+
+/// `struct virtio_net_hdr_mrg_rxbuf`, which is `virtio_net_hdr_v1`: what precedes each frame, in bytes.
+const VNET_HEADER: libc::c_int = 12;
+
+/// The ioctls of linux/if_tun.h.
+#[allow(missing_docs)] // the macros make the functions public, this module does not
+mod ioctls {
+    nix::ioctl_write_ptr_bad!(
+        tunsetiff,
+        nix::request_code_write!(b'T', 202, size_of::<libc::c_int>()),
+        libc::ifreq
+    );
+    nix::ioctl_read_bad!(
+        tungetiff,
+        nix::request_code_read!(b'T', 210, size_of::<libc::c_uint>()),
+        libc::ifreq
+    );
+    nix::ioctl_write_int_bad!(tunsetoffload, nix::request_code_write!(b'T', 208, size_of::<libc::c_uint>()));
+    nix::ioctl_write_ptr_bad!(
+        tunsetvnethdrsz,
+        nix::request_code_write!(b'T', 216, size_of::<libc::c_int>()),
+        libc::c_int
+    );
+}
+use ioctls::{tungetiff, tunsetiff, tunsetoffload, tunsetvnethdrsz};
+
+/// A TAP device with a vnet header, non-blocking. Clones share the descriptor.
+#[derive(Debug, Clone)]
+pub struct Tap {
+    file: Arc<File>,
+    name: Option<Arc<str>>,
+}
+
+fn request(name: &str, flags: libc::c_int) -> io::Result<libc::ifreq> {
+    let invalid = |why: &str| io::Error::new(io::ErrorKind::InvalidInput, why.to_owned());
+    if name.is_empty() || name.len() >= libc::IFNAMSIZ || name.contains(['/', '\0', ' ', '%']) {
+        return Err(invalid("an interface name has 1 to 15 bytes, without '/', '%', space or NUL"));
+    }
+    let mut ifr_name = [0; libc::IFNAMSIZ];
+    for (to, from) in ifr_name.iter_mut().zip(name.bytes()) {
+        *to = libc::c_char::from_ne_bytes([from]);
+    }
+    let ifru_flags = libc::c_short::try_from(flags).map_err(|_| invalid("flags"))?;
+    Ok(libc::ifreq { ifr_name, ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_flags } })
+}
+
+impl Tap {
+    /// Opens the TAP device `name`; it is created if it does not exist and this process may.
+    ///
+    /// # Errors
+    /// What the kernel said: EBUSY if another process has it, EPERM, ENODEV without the tun module, ...
+    pub fn open(name: &str) -> io::Result<Self> {
+        let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+        let file =
+            OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open("/dev/net/tun")?;
+        let single = request(name, flags)?;
+        // SAFETY: TUNSETIFF reads the ifreq, which outlives the call.
+        let mut result = unsafe { tunsetiff(file.as_raw_fd(), &raw const single) };
+        if result == Err(nix::Error::EINVAL) {
+            // It was made for several queues; one of them will do.
+            let multi = request(name, flags | libc::IFF_MULTI_QUEUE)?;
+            // SAFETY: as above.
+            result = unsafe { tunsetiff(file.as_raw_fd(), &raw const multi) };
+        }
+        result?;
+        Self::prepare(file, Some(name))
+    }
+
+    /// Takes over the TAP device that this process has open as `fd`; the descriptor itself stays open.
+    ///
+    /// # Errors
+    /// If it is not open, not a TAP device, or has no vnet header.
+    pub fn from_fd(fd: RawFd) -> io::Result<Self> {
+        // SAFETY: fcntl checks the number; nothing is assumed of it.
+        let own = unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 3) };
+        if own < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: a new descriptor that nobody else owns.
+        let file = unsafe { File::from_raw_fd(own) };
+        let mut got = request("x", 0)?;
+        // SAFETY: TUNGETIFF fills the ifreq, which outlives the call; other files answer ENOTTY or EBADFD.
+        unsafe { tungetiff(file.as_raw_fd(), &raw mut got) }
+            .map_err(|e| io::Error::new(io::ErrorKind::InvalidInput, format!("not a TAP device: {e}")))?;
+        // SAFETY: TUNGETIFF fills this member.
+        let flags = libc::c_int::from(unsafe { got.ifr_ifru.ifru_flags });
+        let need = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+        if flags & need != need {
+            let why = "the TAP device must be open with IFF_TAP, IFF_NO_PI and IFF_VNET_HDR";
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
+        }
+        nix::fcntl::fcntl(&file, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK))?;
+        Self::prepare(file, None)
+    }
+
+    fn prepare(file: File, name: Option<&str>) -> io::Result<Self> {
+        let header = VNET_HEADER;
+        // SAFETY: TUNSETVNETHDRSZ reads an int, which outlives the call.
+        unsafe { tunsetvnethdrsz(file.as_raw_fd(), &raw const header) }?;
+        Ok(Self { file: Arc::new(file), name: name.map(Arc::from) })
+    }
+
+    /// The name it was opened by.
+    #[must_use]
+    pub fn name(&self) -> Option<&str> {
+        self.name.as_deref()
+    }
+
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+impl FrameIo for Tap {
+    fn fd(&self) -> RawFd {
+        self.file.as_raw_fd()
+    }
+
+    fn send(&mut self, frame: &[VolatileSlice<'_>]) -> io::Result<usize> {
+        vectored::writev(Tap::fd(self), frame)
+    }
+
+    fn recv(&mut self, into: &[VolatileSlice<'_>]) -> io::Result<usize> {
+        vectored::readv(Tap::fd(self), into)
+    }
+
+    fn set_offloads(&mut self, offloads: Offloads) -> io::Result<()> {
+        const TUN_F_CSUM: libc::c_int = 1;
+        const TUN_F_TSO4: libc::c_int = 2;
+        const TUN_F_TSO6: libc::c_int = 4;
+        const TUN_F_TSO_ECN: libc::c_int = 8;
+        const TUN_F_UFO: libc::c_int = 0x10;
+        let bit = |on: bool, flag| if on { flag } else { 0 };
+        let flags = bit(offloads.csum, TUN_F_CSUM)
+            | bit(offloads.tso4, TUN_F_TSO4)
+            | bit(offloads.tso6, TUN_F_TSO6)
+            | bit(offloads.ecn, TUN_F_TSO_ECN)
+            | bit(offloads.ufo, TUN_F_UFO);
+        // SAFETY: TUNSETOFFLOAD takes its argument by value.
+        unsafe { tunsetoffload(self.file.as_raw_fd(), flags) }?;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_no_interface_can_have_are_refused_before_the_kernel_is_asked() {
+        for name in ["", "sixteen-bytes-ab", "a/b", "a b", "tap%d"] {
+            let error = Tap::open(name).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::InvalidInput, "{name}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_descriptor_that_is_no_tap_device_is_refused() {
+        let file = tempfile::tempfile().unwrap();
+        assert!(Tap::from_fd(file.as_raw_fd()).unwrap_err().to_string().starts_with("not a TAP device"));
+        assert_eq!(Tap::from_fd(9999).unwrap_err().raw_os_error(), Some(libc::EBADF));
+    }
+}

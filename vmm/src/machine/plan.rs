@@ -1,0 +1,66 @@
+//! What a machine is to be made of: everything checked, everything opened.
+
+use std::fs::File;
+
+use devices::limiter::LimiterSpec;
+use devices::virtio::block::BlockOptions;
+
+use crate::arch::x86_64::cpuid::Topology;
+use crate::boot::cmdline::Root;
+use crate::host::disk::Disk;
+use crate::host::tap::Tap;
+use crate::mem::ram::Backing;
+
+/// A machine to be built.
+pub struct Plan {
+    /// vCPUs and how they share cores.
+    pub topology: Topology,
+    /// RAM in bytes.
+    pub memory: u64,
+    /// What RAM is made of.
+    pub backing: Backing,
+    /// The kernel image.
+    pub kernel: File,
+    /// The initrd.
+    pub initrd: Option<File>,
+    /// The caller's part of the command line.
+    pub boot_args: String,
+    /// The root device, if one is named.
+    pub root: Option<Root>,
+    /// Block devices, in the guest's order.
+    pub drives: Vec<DrivePlan>,
+    /// Network interfaces, in the guest's order.
+    pub nets: Vec<NetPlan>,
+    /// Rate limits of the entropy device, if there is one.
+    pub entropy: Option<LimiterSpec>,
+    /// virtio-pci with MSI-X rather than virtio-mmio.
+    pub pci: bool,
+    /// Firecracker's boot timer.
+    pub boot_timer: bool,
+}
+
+/// A block device.
+pub struct DrivePlan {
+    /// Its name in the API.
+    pub id: String,
+    /// Its image.
+    pub disk: Disk,
+    /// How it presents itself.
+    pub options: BlockOptions,
+}
+
+/// A network interface.
+pub struct NetPlan {
+    /// Its name in the API.
+    pub id: String,
+    /// The host's side.
+    pub tap: Tap,
+    /// The guest's hardware address; the guest makes one up without it.
+    pub mac: Option<[u8; 6]>,
+    /// What the guest is told of the link's MTU.
+    pub mtu: Option<u16>,
+    /// Limits of what the guest receives.
+    pub rx_limits: LimiterSpec,
+    /// Limits of what the guest sends.
+    pub tx_limits: LimiterSpec,
+}

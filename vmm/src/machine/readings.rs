@@ -1,0 +1,121 @@
+//! The counters of a machine's devices under the names of Firecracker's metrics, and ours where it has none.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use devices::serial::ConsoleBuffer;
+use devices::virtio::block::BlockHandle;
+use devices::virtio::net::NetHandle;
+use devices::virtio::rng::RngHandle;
+
+use super::Machine;
+use crate::metrics::{Group, MetricKind, MetricSource, Metrics, Reading};
+
+fn counters(each: &mut dyn FnMut(Reading), readings: &[(&'static str, u64)]) {
+    for &(name, value) in readings {
+        each(Reading { name, kind: MetricKind::Counter, value });
+    }
+}
+
+struct Block(BlockHandle);
+
+impl MetricSource for Block {
+    fn read(&self, each: &mut dyn FnMut(Reading)) {
+        let m = self.0.metrics();
+        let readings = [
+            ("read_bytes", m.read_bytes.get()),
+            ("write_bytes", m.write_bytes.get()),
+            ("read_count", m.read_count.get()),
+            ("write_count", m.write_count.get()),
+            ("flush_count", m.flush_count.get()),
+            ("invalid_reqs_count", m.refused.get()),
+            ("execute_fails", m.read_failures.get() + m.write_failures.get() + m.flush_failures.get()),
+            ("queue_event_count", m.queue_events.get()),
+            ("no_avail_buffer", m.empty_queue_events.get()),
+            ("rate_limiter_throttled_events", m.throttled.get()),
+            ("interrupt_count", m.interrupts.get()),
+            ("needs_reset_count", m.broken.get()),
+            ("update_count", m.swaps.get()),
+        ];
+        counters(each, &readings);
+    }
+}
+
+struct Net(NetHandle);
+
+impl MetricSource for Net {
+    fn read(&self, each: &mut dyn FnMut(Reading)) {
+        let m = self.0.metrics();
+        let readings = [
+            ("rx_bytes_count", m.rx_bytes.get()),
+            ("rx_packets_count", m.rx_frames.get()),
+            ("rx_fails", m.rx_failures.get()),
+            ("rx_dropped_count", m.rx_dropped.get()),
+            ("no_rx_avail_buffer", m.rx_no_buffers.get()),
+            ("rx_rate_limiter_throttled", m.rx_throttled.get()),
+            ("rx_queue_event_count", m.rx_queue_events.get()),
+            ("rx_tap_event_count", m.rx_wire_events.get()),
+            ("rx_interrupt_count", m.rx_interrupts.get()),
+            ("tx_bytes_count", m.tx_bytes.get()),
+            ("tx_packets_count", m.tx_frames.get()),
+            ("tx_fails", m.tx_failures.get()),
+            ("tx_malformed_frames", m.tx_dropped.get()),
+            ("tx_busy_count", m.tx_busy.get()),
+            ("tx_rate_limiter_throttled", m.tx_throttled.get()),
+            ("tx_queue_event_count", m.tx_queue_events.get()),
+            ("tx_interrupt_count", m.tx_interrupts.get()),
+            ("needs_reset_count", m.broken.get()),
+        ];
+        counters(each, &readings);
+    }
+}
+
+struct Entropy(RngHandle);
+
+impl MetricSource for Entropy {
+    fn read(&self, each: &mut dyn FnMut(Reading)) {
+        let m = self.0.metrics();
+        let readings = [
+            ("entropy_bytes", m.bytes.get()),
+            ("entropy_event_count", m.queue_events.get()),
+            ("entropy_event_fails", m.broken.get()),
+            ("host_rng_fails", m.host_failures.get()),
+            ("entropy_rate_limiter_throttled", m.throttled.get()),
+        ];
+        counters(each, &readings);
+    }
+}
+
+struct Uart(Arc<ConsoleBuffer>);
+
+impl MetricSource for Uart {
+    fn read(&self, each: &mut dyn FnMut(Reading)) {
+        let (written, dropped) = self.0.counts();
+        counters(each, &[("write_count", written), ("missed_write_count", dropped)]);
+    }
+}
+
+struct Exits(Arc<AtomicU64>);
+
+impl MetricSource for Exits {
+    fn read(&self, each: &mut dyn FnMut(Reading)) {
+        counters(each, &[("unclaimed_access_count", self.0.load(Ordering::Relaxed))]);
+    }
+}
+
+impl Machine {
+    /// Has `metrics` count what the machine's devices do, in place of an earlier machine's.
+    pub fn register_metrics(&self, metrics: &Metrics) {
+        for drive in &self.drives {
+            metrics.register(Group::instance("block", &drive.id), Arc::new(Block(drive.handle.clone())));
+        }
+        for net in &self.nets {
+            metrics.register(Group::instance("net", &net.id), Arc::new(Net(net.handle.clone())));
+        }
+        if let Some(entropy) = &self.entropy {
+            metrics.register(Group::single("entropy"), Arc::new(Entropy(entropy.handle.clone())));
+        }
+        metrics.register(Group::single("uart"), Arc::new(Uart(Arc::clone(&self.console))));
+        metrics.register(Group::single("vcpu"), Arc::new(Exits(Arc::clone(&self.unclaimed))));
+    }
+}
