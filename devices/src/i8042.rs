@@ -24,6 +24,8 @@ const OUTPUT_MAX: usize = 16;
 const STATUS_OUTPUT_FULL: u8 = 1 << 0;
 const STATUS_SYSTEM: u8 = 1 << 2;
 const STATUS_COMMAND: u8 = 1 << 3;
+/// The keyboard is not locked by a key in the front of the machine.
+const STATUS_UNLOCKED: u8 = 1 << 4;
 const CONTROL_KEYBOARD_IRQ: u8 = 1 << 0;
 const CONTROL_SYSTEM: u8 = 1 << 2;
 
@@ -151,7 +153,7 @@ impl BusDevice for I8042 {
             COMMAND => {
                 let full = if state.output.is_empty() { 0 } else { STATUS_OUTPUT_FULL };
                 let command = if state.last_was_command { STATUS_COMMAND } else { 0 };
-                *byte = STATUS_SYSTEM | command | full;
+                *byte = STATUS_SYSTEM | STATUS_UNLOCKED | command | full;
             }
             _ => {}
         }

@@ -12,6 +12,7 @@ pub mod logger;
 pub mod machine;
 pub mod mem;
 pub mod metrics;
+mod output;
 pub mod spec;
 mod utc;
 pub mod vcpu;

@@ -4,18 +4,14 @@
 //! file or a FIFO does not take at once is dropped and counted. Form and destination can be changed at any time.
 
 use std::fmt::Write as _;
-use std::fs::File;
-use std::io::{self, IsTerminal, Write};
-use std::os::fd::{AsRawFd, BorrowedFd};
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::io::{self, Write};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock};
 use std::thread;
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
-use nix::sys::socket::{MsgFlags, send};
 
-use crate::control::Denial;
-use crate::metrics::{Count, open_nonblocking};
+use crate::output::Output;
 use crate::spec::{self, InstanceId};
 use crate::utc::Utc;
 
@@ -23,15 +19,11 @@ use crate::utc::Utc;
 const LINE_LEN_MAX: usize = 4096;
 
 static LOGGER: OnceLock<Logger> = OnceLock::new();
-static MISSED: OnceLock<Count> = OnceLock::new();
-
-fn missed_count() -> &'static Count {
-    MISSED.get_or_init(Count::default)
-}
+static MISSED: AtomicU64 = AtomicU64::new(0);
 
 /// How many lines were dropped so far.
 pub fn missed() -> u64 {
-    missed_count().get()
+    MISSED.load(Ordering::Relaxed)
 }
 
 /// Starts logging, to standard output, at level Info. Call it once, first of all.
@@ -45,8 +37,8 @@ pub fn init(id: &InstanceId) {
 /// Changes form and destination of the log; what `spec` does not name stays as it is.
 ///
 /// # Errors
-/// [`Denial::Logger`] if the file can't be opened; then nothing has changed.
-pub fn configure(spec: &spec::Logger) -> Result<(), Denial> {
+/// What the host says of the file; nothing has changed then.
+pub fn configure(spec: &spec::Logger) -> io::Result<()> {
     let Some(logger) = LOGGER.get() else { return Ok(()) };
     logger.configure(spec)?;
     if let Some(level) = spec.level {
@@ -69,62 +61,14 @@ struct State {
     output: Option<Output>,
 }
 
-/// Where lines go.
-#[derive(Debug)]
-enum Output {
-    /// A descriptor of our own that does not block.
-    NonBlocking(File),
-    /// Standard output, a socket: told with each line not to block.
-    StdoutSocket,
-    /// Standard output, a regular file, which never blocks; or something that can't be opened again.
-    Stdout,
-}
-
-impl Output {
-    /// Standard output. It may be shared with others, so it is not made non-blocking: it is opened once more.
-    fn stdout() -> Self {
-        let stdout = io::stdout();
-        let again = || {
-            std::fs::OpenOptions::new().append(true).custom_flags(libc::O_NONBLOCK).open("/proc/self/fd/1")
-        };
-        match std::fs::metadata("/proc/self/fd/1").map(|metadata| metadata.file_type()) {
-            Ok(kind) if kind.is_socket() => Self::StdoutSocket,
-            Ok(kind) if kind.is_fifo() => again().map_or(Self::Stdout, Self::NonBlocking),
-            _ if stdout.is_terminal() => again().map_or(Self::Stdout, Self::NonBlocking),
-            _ => Self::Stdout,
-        }
-    }
-
-    fn write(&mut self, line: &[u8]) -> io::Result<()> {
-        match self {
-            Self::NonBlocking(file) => file.write_all(line),
-            Self::StdoutSocket => {
-                let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
-                send(io::stdout().as_raw_fd(), line, flags)?;
-                Ok(())
-            }
-            Self::Stdout => {
-                let stdout = io::stdout();
-                let stdout: BorrowedFd<'_> = std::os::fd::AsFd::as_fd(&stdout);
-                nix::unistd::write(stdout, line)?;
-                Ok(())
-            }
-        }
-    }
-}
-
 impl Logger {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    fn configure(&self, spec: &spec::Logger) -> Result<(), Denial> {
+    fn configure(&self, spec: &spec::Logger) -> io::Result<()> {
         let output = match &spec.log_path {
-            Some(path) => {
-                let file = open_nonblocking(path)
-                    .map_err(|error| Denial::Logger(format!("Failed to open target file: {error}")))?;
-                Some(Output::NonBlocking(file))
-            }
+            Some(path) => Some(Output::file(path.as_ref())?),
             None => None,
         };
         let mut state = self.lock();
@@ -181,8 +125,11 @@ impl Log for Logger {
             return;
         }
         let line = self.line(&state, record);
-        if state.output.get_or_insert_with(Output::stdout).write(line.as_bytes()).is_err() {
-            missed_count().inc();
+        if state.output.is_none() {
+            state.output = Output::stdout().ok();
+        }
+        if state.output.as_mut().is_none_or(|output| output.write_all(line.as_bytes()).is_err()) {
+            MISSED.fetch_add(1, Ordering::Relaxed);
         }
     }
 
@@ -266,7 +213,7 @@ mod tests {
             spec::Logger { log_path: Some("/nowhere/at/all".to_owned()), ..spec::Logger::default() };
         assert_eq!(
             rig.logger.configure(&nowhere).unwrap_err().to_string(),
-            "Logger error: Failed to open target file: No such file or directory (os error 2)"
+            "No such file or directory (os error 2)"
         );
         rig.log("m", "one");
         rig.configure(spec::Logger { log_path: Some(rig.path("other")), ..spec::Logger::default() });

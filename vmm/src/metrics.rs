@@ -5,7 +5,6 @@
 //! path. A *counter* only grows: the JSON line holds what was added since the line before (as Firecracker's does), the
 //! OpenMetrics text holds the sum. A *gauge* is shown as it is, in both.
 
-mod api;
 mod sink;
 
 use std::collections::BTreeMap;
@@ -14,10 +13,7 @@ use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-pub use api::{ApiCounters, Tally};
-pub(crate) use sink::open_nonblocking;
-
-use crate::control::Denial;
+use crate::output;
 use crate::spec;
 use crate::utc::Utc;
 use sink::Sink;
@@ -102,14 +98,23 @@ impl Count {
     }
 }
 
+/// Why there is no file for JSON lines.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// There is one already.
+    #[error("Reinitialization of metrics not allowed.")]
+    Again,
+    /// What the host said.
+    #[error(transparent)]
+    Host(#[from] io::Error),
+}
+
 /// All metrics of the process.
 #[derive(Default)]
 pub struct Metrics {
     entries: Mutex<Vec<Entry>>,
     sink: Mutex<Option<Sink>>,
     missed: Count,
-    /// What the API counts.
-    pub api: Arc<ApiCounters>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -117,13 +122,9 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Metrics {
-    /// No counters yet but the API's own, and nowhere to write them.
+    /// No counters yet, and nowhere to write them.
     pub fn new() -> Arc<Self> {
-        let metrics = Arc::new(Self::default());
-        for (family, source) in metrics.api.clone().sources() {
-            metrics.register(Group::single(family), source);
-        }
-        metrics
+        Arc::default()
     }
 
     /// Takes up who counts. A group that is known already is replaced.
@@ -136,14 +137,13 @@ impl Metrics {
     /// Opens the file that receives the JSON lines, and writes the first.
     ///
     /// # Errors
-    /// [`Denial::Metrics`] if there is one already, or if it can't be opened.
-    pub fn open(&self, spec: &spec::Metrics) -> Result<(), Denial> {
+    /// [`OpenError`]; nothing has changed then.
+    pub fn open(&self, spec: &spec::Metrics) -> Result<(), OpenError> {
         let mut sink = lock(&self.sink);
         if sink.is_some() {
-            return Err(Denial::Metrics("Reinitialization of metrics not allowed.".to_owned()));
+            return Err(OpenError::Again);
         }
-        let file =
-            open_nonblocking(&spec.metrics_path).map_err(|error| Denial::Metrics(error.to_string()))?;
+        let file = output::open_nonblocking(spec.metrics_path.as_ref())?;
         *sink = Some(Sink::new(file));
         drop(sink);
         let _ = self.flush(); // counted as missed if it fails

@@ -11,6 +11,7 @@
 //! socket appear and disappear. No request is ever on the path of guest I/O.
 
 mod body;
+mod counters;
 mod head;
 mod link;
 mod openapi;
@@ -19,6 +20,7 @@ mod route;
 mod server;
 mod socket;
 
+pub use counters::ApiCounters;
 pub use openapi::document;
 pub use openapi::document as openapi_document;
 pub use reply::{ContentType, Reply};

@@ -29,7 +29,7 @@ use super::body::{EventStream, ReplyBody};
 use super::head::{HEAD_LEN_MAX, Replied, cut_off, error_page, framing_fault, respond, stays_open};
 use super::link::{Deadlines, Exchange, Link, Phase};
 use super::socket::ApiSocket;
-use super::{Asked, ContentType, Method, OPENAPI_DOCUMENT, Reply, route};
+use super::{ApiCounters, Asked, ContentType, Method, OPENAPI_DOCUMENT, Reply, route};
 use crate::control::CommandSender;
 use crate::events::EventRing;
 use crate::metrics::Metrics;
@@ -71,6 +71,8 @@ impl Default for Limits {
 pub struct Services {
     /// The driver of the microVM.
     pub commands: CommandSender,
+    /// What the API counts, shown among the metrics.
+    pub counters: Arc<ApiCounters>,
     /// The metrics of the process.
     pub metrics: Arc<Metrics>,
     /// The events of the microVM.
@@ -198,7 +200,7 @@ impl Server {
 
     fn accept(self: &Rc<Self>, stream: UnixStream) {
         if self.connections.get() >= self.services.limits.connections_max {
-            self.services.metrics.api.server.connections_refused.inc();
+            self.services.counters.server.connections_refused.inc();
             let page = error_page(StatusCode::SERVICE_UNAVAILABLE, "Too many open connections");
             let _ = stream.try_write(&page); // a fresh socket has room
             return;
@@ -231,7 +233,7 @@ impl Server {
         let Err(error) = result else { return };
         let fault = exchange.fault.take().or_else(|| framing_fault(&error));
         let Some(fault) = fault else { return };
-        self.services.metrics.api.server.framing_errors.inc();
+        self.services.counters.server.framing_errors.inc();
         log::warn!("A request to the API was malformed: {fault}");
         let text = format!("{fault}\nAll previous unanswered requests will be dropped.");
         let page = error_page(StatusCode::BAD_REQUEST, &text);
@@ -267,14 +269,14 @@ impl Server {
         exchange.phase.set(Phase::Answering);
         let target = head.uri.path_and_query().map_or("/", |target| target.as_str());
         log::info!("The API server received a {} request on {target:?}.", method.name());
-        let tally = self.services.metrics.api.of(method, target);
+        let tally = self.services.counters.of(method, target);
         if let Some(tally) = tally {
             tally.count.inc();
         }
         let (reply, deprecated) = match route(method, target, &body) {
             Ok(routed) => {
                 if routed.deprecated {
-                    self.services.metrics.api.server.deprecated_http_api_calls.inc();
+                    self.services.counters.server.deprecated_http_api_calls.inc();
                 }
                 (self.reply(exchange, routed.asked).await, routed.deprecated)
             }

@@ -15,7 +15,7 @@ struct Rig {
     server: Option<ApiServer>,
     path: PathBuf,
     events: Arc<EventRing>,
-    metrics: Arc<Metrics>,
+    counters: Arc<ApiCounters>,
     commands: Arc<AtomicUsize>,
     _dir: tempfile::TempDir,
 }
@@ -50,10 +50,16 @@ impl Rig {
             }
         });
         let (events, metrics) = (EventRing::new(8), Metrics::new());
-        let services =
-            Services { commands: sender, metrics: metrics.clone(), events: events.clone(), limits };
+        let counters = ApiCounters::registered_with(&metrics);
+        let services = Services {
+            commands: sender,
+            counters: counters.clone(),
+            metrics,
+            events: events.clone(),
+            limits,
+        };
         let server = ApiServer::start(ApiSocket::bind(&path).unwrap(), services, || ()).unwrap();
-        Self { server: Some(server), path, events, metrics, commands, _dir: dir }
+        Self { server: Some(server), path, events, counters, commands, _dir: dir }
     }
 
     fn connect(&self) -> Client {
@@ -210,7 +216,7 @@ fn what_is_no_request_is_answered_with_valid_json_and_ends_the_connection() {
         framing_error("Invalid header. Reason: the request's head is larger than 16384 bytes.")
     );
     assert!(rig.ask("GET /version HTTP/1.1\r\n\r\n").starts_with("HTTP/1.1 204 "), "it still answers others");
-    assert_eq!(rig.metrics.api.server.framing_errors.get(), 12);
+    assert_eq!(rig.counters.server.framing_errors.get(), 12);
 }
 
 #[test]
@@ -258,7 +264,7 @@ fn the_eleventh_connection_is_turned_away_and_a_place_that_becomes_free_is_given
         "HTTP/1.1 503 \r\nServer: Firecracker API\r\nConnection: close\r\nContent-Type: application/json\r\n\
          Content-Length: 40\r\n\r\n{ \"error\": \"Too many open connections\" }"
     );
-    assert_eq!(rig.metrics.api.server.connections_refused.get(), 1);
+    assert_eq!(rig.counters.server.connections_refused.get(), 1);
     clients.pop();
     let begin = Instant::now();
     loop {
@@ -378,7 +384,7 @@ fn a_stream_whose_client_went_away_gives_its_place_back() {
         drop(streams);
         rig.events.push(EventKind::Paused, None);
         let begin = Instant::now();
-        while rig.metrics.api.server.connections_refused.get() > 0 || !free(&rig, 10) {
+        while rig.counters.server.connections_refused.get() > 0 || !free(&rig, 10) {
             assert!(begin.elapsed() < Duration::from_secs(5));
         }
     }
@@ -393,8 +399,8 @@ fn free(rig: &Rig, count: usize) -> bool {
     });
     drop(clients);
     // So many refusals are not what the test is about.
-    let refused = rig.metrics.api.server.connections_refused.get();
-    rig.metrics.api.server.connections_refused.add(0u64.wrapping_sub(refused));
+    let refused = rig.counters.server.connections_refused.get();
+    rig.counters.server.connections_refused.add(0u64.wrapping_sub(refused));
     thread::sleep(Duration::from_millis(20));
     free
 }
@@ -434,7 +440,7 @@ fn requests_are_counted_and_so_are_those_that_were_refused() {
     let rig = Rig::new();
     rig.ask(put("/drives/a-b", "{}"));
     rig.ask(put("/entropy", "{}"));
-    let tally = |target| rig.metrics.api.of(Method::Put, target).unwrap();
+    let tally = |target| rig.counters.of(Method::Put, target).unwrap();
     assert_eq!((tally("/drives").count.get(), tally("/drives").fails.get()), (1, 1));
     assert_eq!((tally("/entropy").count.get(), tally("/entropy").fails.get()), (1, 0));
 }

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use vmm::api::{ApiServer, ApiSocket, Limits, Services};
+use vmm::api::{ApiCounters, ApiServer, ApiSocket, Limits, Services};
 use vmm::args::{self, Args, Invocation, OnReboot};
 use vmm::control::driver::{Driver, Options, Shared, block_signals};
 use vmm::events::EventRing;
@@ -100,7 +100,8 @@ fn run(args: Args) -> Result<u8, Failure> {
     let server = match socket {
         Some(socket) => {
             let limits = Limits { body_len_max: args.body_len_max, ..Limits::default() };
-            let services = Services { commands, metrics, events, limits };
+            let counters = ApiCounters::registered_with(&metrics);
+            let services = Services { commands, counters, metrics, events, limits };
             Some(ApiServer::start(socket, services, || ()).map_err(host)?)
         }
         None => None,

@@ -11,7 +11,7 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
@@ -335,8 +335,14 @@ impl Driver {
             Command::GetVmConfig => Ok(Outcome::VmConfig(Box::new(self.resources.view()))),
             Command::GetMachineConfig => Ok(Outcome::MachineConfig(self.resources.machine().clone())),
             Command::Configure(what) => self.resources.configure(&mut self.host, what),
-            Command::PutLogger(logger) => crate::logger::configure(&logger).map(|()| Outcome::Done),
-            Command::PutMetrics(metrics) => self.shared.metrics.open(&metrics).map(|()| Outcome::Done),
+            Command::PutLogger(logger) => match crate::logger::configure(&logger) {
+                Ok(()) => Ok(Outcome::Done),
+                Err(e) => Err(Denial::Logger(format!("Failed to open target file: {e}"))),
+            },
+            Command::PutMetrics(metrics) => match self.shared.metrics.open(&metrics) {
+                Ok(()) => Ok(Outcome::Done),
+                Err(e) => Err(Denial::Metrics(e.to_string())),
+            },
             Command::FlushMetrics => match self.shared.metrics.flush() {
                 Ok(()) => Ok(Outcome::Done),
                 Err(e) => Err(Denial::Metrics(e.to_string())),
@@ -391,7 +397,7 @@ impl Driver {
     fn start(&mut self) -> Result<(), Denial> {
         let plan = self.plan()?;
         self.console
-            .open(self.resources.serial().serial_out_path.as_ref().map(PathBuf::from))
+            .open(self.resources.serial().serial_out_path.as_deref().map(Path::new))
             .map_err(|e| Denial::Start(format!("the serial console's output can't be opened: {e}")))?;
         let end = Arc::clone(&self.end);
         let machine = Machine::build(plan, &self.console, Arc::new(move |reason| end.note(reason)))

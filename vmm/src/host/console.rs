@@ -4,17 +4,17 @@
 //! Nothing here ever blocks: output that its reader does not take waits in a [`ConsoleBuffer`], which drops what it can't
 //! hold.
 
-use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
-use std::path::PathBuf;
+use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use devices::serial::{ConsoleBuffer, Serial};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use vmm_sys_util::terminal::Terminal;
+
+use crate::output::Output;
 
 /// Output waiting for its reader, at most, in bytes.
 const BUFFER: usize = 64 << 10;
@@ -25,7 +25,7 @@ const INPUT: usize = 256;
 
 /// The console of one microVM.
 pub struct Console {
-    output: File,
+    output: Output,
     buffer: Arc<ConsoleBuffer>,
     wake: Arc<EventFd>,
     stdin: io::Stdin,
@@ -33,23 +33,6 @@ pub struct Console {
     pending: Vec<u8>,
     serial: Mutex<Option<Arc<Serial>>>,
     raw_terminal: bool,
-}
-
-/// A descriptor of our own on standard output. One that shares its flags with other processes' descriptors stays blocking;
-/// it is written only when it is ready.
-fn standard_output() -> io::Result<File> {
-    let own: OwnedFd = io::stdout().as_fd().try_clone_to_owned()?;
-    let file = File::from(own);
-    let kind = file.metadata()?.file_type();
-    if kind.is_fifo() || kind.is_char_device() {
-        // Opened anew it has flags of its own, so that making it non-blocking is nobody else's business.
-        let again = OpenOptions::new()
-            .write(true)
-            .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
-            .open("/proc/self/fd/1");
-        return Ok(again.unwrap_or(file));
-    }
-    Ok(file)
 }
 
 impl Console {
@@ -67,7 +50,7 @@ impl Console {
             }),
         );
         Ok(Self {
-            output: standard_output()?,
+            output: Output::stdout()?,
             buffer,
             wake,
             stdin: io::stdin(),
@@ -82,16 +65,9 @@ impl Console {
     ///
     /// # Errors
     /// What the host says of `path`.
-    pub fn open(&mut self, path: Option<PathBuf>) -> io::Result<()> {
+    pub fn open(&mut self, path: Option<&Path>) -> io::Result<()> {
         if let Some(path) = path {
-            let mut options = OpenOptions::new();
-            // Console output is nobody else's to read.
-            options.append(true).create(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).mode(0o600);
-            self.output = match options.open(&path) {
-                // A FIFO that nobody reads yet: holding its other end keeps it open for writing.
-                Err(e) if e.raw_os_error() == Some(libc::ENXIO) => options.read(true).open(&path)?,
-                result => result?,
-            };
+            self.output = Output::file(path)?;
         }
         let is_terminal = io::IsTerminal::is_terminal(&self.stdin);
         if is_terminal && !self.raw_terminal && self.stdin.lock().set_raw_mode().is_ok() {
@@ -126,7 +102,7 @@ impl Console {
     /// Where output goes.
     #[must_use]
     pub fn stdout(&self) -> RawFd {
-        self.output.as_raw_fd()
+        self.output.as_fd().as_raw_fd()
     }
 
     /// Whether input waits for room in the guest.
@@ -163,8 +139,8 @@ impl Console {
     pub fn drain(&mut self) {
         let _ = self.wake.read();
         while Self::readiness(&self.output, PollFlags::POLLOUT) {
-            let output = &self.output;
-            match self.buffer.drain(CHUNK, |bytes| (&*output).write(bytes)) {
+            let output = &mut self.output;
+            match self.buffer.drain(CHUNK, |bytes| output.write(bytes)) {
                 Ok(n) if n > 0 => {}
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Ok(_) => return,

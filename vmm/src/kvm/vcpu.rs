@@ -124,6 +124,7 @@ impl Vcpu {
     pub fn run(&mut self, accesses: &impl Accesses) -> Exit {
         let kvm_run: *const kvm_run = self.fd.get_kvm_run();
         // The width of a port access: a string instruction moves several at once.
+        #[allow(clippy::multiple_unsafe_ops_per_block)] // one read, through a pointer and a union
         let width = || {
             // SAFETY: `kvm_run` is mapped as long as `self.fd` lives, and for the two exits that call this the member of
             // the union that KVM filled in is `io`.

@@ -1,22 +1,7 @@
 //! A file or FIFO that is written without ever waiting for a reader.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
-
-/// Opens a file, or a FIFO whether anybody reads it or not, for appending; creates it if it isn't there.
-///
-/// # Errors
-/// What the host says.
-pub(crate) fn open_nonblocking(path: &str) -> io::Result<File> {
-    let mut options = OpenOptions::new();
-    options.append(true).create(true).mode(0o600).custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC);
-    // With a reading end of its own, a FIFO can be opened before its reader is there.
-    match options.clone().read(true).open(path) {
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => options.open(path),
-        result => result,
-    }
-}
 
 /// Where JSON lines go. A line is written whole: what a full FIFO did not take is written before the next line.
 pub(super) struct Sink {

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use super::{Count, MetricKind, MetricSource, Reading};
-use crate::api::Method;
+use super::Method;
+use crate::metrics::{Count, Group, MetricKind, MetricSource, Metrics, Reading};
 
 /// Requests of one kind, and how many of them were refused.
 #[derive(Debug, Default)]
@@ -128,12 +128,39 @@ impl ApiCounters {
         }
     }
 
-    pub(super) fn sources(self: Arc<Self>) -> [(&'static str, Arc<dyn MetricSource>); 4] {
-        [
-            ("api_server", self.server.clone()),
-            ("get_api_requests", self.get.clone()),
-            ("put_api_requests", self.put.clone()),
-            ("patch_api_requests", self.patch.clone()),
-        ]
+    /// Counters at zero, which `metrics` shows.
+    pub fn registered_with(metrics: &Metrics) -> Arc<Self> {
+        let counters = Self::default();
+        let sources: [(&'static str, Arc<dyn MetricSource>); 4] = [
+            ("api_server", counters.server.clone()),
+            ("get_api_requests", counters.get.clone()),
+            ("put_api_requests", counters.put.clone()),
+            ("patch_api_requests", counters.patch.clone()),
+        ];
+        for (family, source) in sources {
+            metrics.register(Group::single(family), source);
+        }
+        Arc::new(counters)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_are_counted_by_method_and_first_segment_and_shown_among_the_metrics() {
+        let metrics = Metrics::new();
+        let counters = ApiCounters::registered_with(&metrics);
+        counters.of(Method::Put, "/drives/a").unwrap().count.inc();
+        counters.of(Method::Get, "/").unwrap().fails.inc();
+        assert!(counters.of(Method::Get, "/nope").is_none());
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let metrics_path = file.path().to_str().unwrap().to_owned();
+        metrics.open(&crate::spec::Metrics { metrics_path }).unwrap();
+        let line: serde_json::Value = serde_json::from_reader(file.reopen().unwrap()).unwrap();
+        assert_eq!(line["put_api_requests"]["drive_count"], 1);
+        assert_eq!(line["get_api_requests"]["instance_info_fails"], 1);
+        assert!(!line["api_server"].is_null() && !line["patch_api_requests"].is_null());
     }
 }

@@ -1,0 +1,78 @@
+//! Output that never waits for its reader: standard output, files, FIFOs. The log, the metrics and the console write here.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::Path;
+
+use nix::sys::socket::{MsgFlags, send};
+
+/// Opens a file, or a FIFO whether anybody reads it or not, for appending; creates it if it isn't there.
+///
+/// # Errors
+/// What the host says.
+pub(crate) fn open_nonblocking(path: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.append(true).create(true).mode(0o600).custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC);
+    // With a reading end of its own, a FIFO can be opened before its reader is there.
+    match options.clone().read(true).open(path) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => options.open(path),
+        result => result,
+    }
+}
+
+/// Where bytes go. What can't be taken at once is `WouldBlock`.
+#[derive(Debug)]
+pub(crate) enum Output {
+    /// A descriptor that does not block: it was opened so, or is a regular file.
+    File(File),
+    /// A socket: told with each write not to block.
+    Socket(OwnedFd),
+}
+
+impl Output {
+    /// Standard output. Its open file may be shared with others, so it is not made non-blocking: it is opened once more.
+    pub(crate) fn stdout() -> io::Result<Self> {
+        let own = File::from(io::stdout().as_fd().try_clone_to_owned()?);
+        let kind = own.metadata()?.file_type();
+        if kind.is_socket() {
+            return Ok(Self::Socket(own.into()));
+        }
+        if kind.is_fifo() || kind.is_char_device() {
+            let mut options = OpenOptions::new();
+            options.write(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY);
+            return Ok(Self::File(options.open("/proc/self/fd/1").unwrap_or(own)));
+        }
+        Ok(Self::File(own))
+    }
+
+    /// A file or FIFO, appended to.
+    pub(crate) fn file(path: &Path) -> io::Result<Self> {
+        open_nonblocking(path).map(Self::File)
+    }
+}
+
+impl Write for Output {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::File(file) => file.write(bytes),
+            Self::Socket(socket) => {
+                Ok(send(socket.as_raw_fd(), bytes, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL)?)
+            }
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl AsFd for Output {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::File(file) => file.as_fd(),
+            Self::Socket(socket) => socket.as_fd(),
+        }
+    }
+}
