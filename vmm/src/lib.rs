@@ -1,4 +1,41 @@
-//! The Yun virtual machine monitor.
+//! The Yun virtual machine monitor: one process, one microVM, driven over a Unix socket by Firecracker's REST API.
+//!
+//! # Rooms, and which way their arrows point
+//!
+//! ```text
+//!   bin/yun-vmm ──> api ──> control ──> machine ──> { vcpu, boot, arch, kvm, mem, host } ──> devices (its own crate)
+//!                    └───────> spec <──────┘        events, metrics, logger, output: leaves that anybody may use
+//! ```
+//! | room | one idea |
+//! |---|---|
+//! | [`args`] | the command line |
+//! | [`spec`] | what can be asked for: JSON bodies and checked values; no I/O |
+//! | [`api`] | HTTP on the socket; a request becomes a [`control::Command`], an answer becomes a reply |
+//! | [`control`] | which command is allowed when (pure), what was configured, and the one thread that carries it out |
+//! | [`machine`] | RAM, vCPUs and devices put together; a device's thread |
+//! | [`vcpu`] | the vCPUs' threads: run, pause, stop |
+//! | [`boot`] | kernel images, command line, the boot protocols' structures |
+//! | [`arch`] | address map, CPUID, registers, ACPI and MP tables: data in, data out |
+//! | [`kvm`] | ioctls; `unsafe` |
+//! | [`mem`] | guest RAM on the host, vectored I/O into it; `unsafe` |
+//! | [`host`] | disk images, TAP devices, the console's ends; `unsafe` for the TAP's ioctls |
+//! | [`events`], [`metrics`], [`logger`] | what happened, how often, and in words |
+//!
+//! # Threads
+//!
+//! | thread | owns | woken by |
+//! |---|---|---|
+//! | main (`Driver::run`) | the machine and what was configured; the console's ends | commands, signals, the guest's end, the console, time |
+//! | `yun_api` | the socket and its connections | the socket; answers; new events |
+//! | `yun_vcpu N` | one vCPU | its guest's exits; a signal to pause or stop |
+//! | `yun_<device>` | one running device and its queues | kicks, the device's descriptors, orders from a transport or the driver |
+//!
+//! A vCPU's thread touches a device only through its transport's registers; bytes move on the device's own thread.
+//!
+//! # One request
+//!
+//! `api::server` reads it within bounds, `api::route` makes it a command, `control::lifecycle::admit` says whether it is
+//! allowed now, the driver does it, and `api::reply` makes the answer. HTTP is never on the path of a block request.
 
 pub mod api;
 pub mod arch;
