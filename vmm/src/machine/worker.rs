@@ -105,7 +105,7 @@ impl Worker {
     /// If descriptors or a thread can't be had.
     ///
     /// # Panics
-    /// For more than [`QUEUES_MAX`] queues.
+    /// For more than 64 queues.
     pub fn start(name: &str, queues: usize) -> std::io::Result<Self> {
         assert!(queues <= QUEUES_MAX, "each queue is a bit");
         let eventfd = || EventFd::new(EFD_NONBLOCK).map(Arc::new);

@@ -24,7 +24,7 @@ macro_rules! vectored {
     ($(#[$doc:meta])* $name:ident, $call:path $(, $offset:ident)?) => {
         $(#[$doc])*
         ///
-        /// May move less than asked; the first [`SEGMENTS_MAX`] slices at most.
+        /// May move less than asked; the first `IOV_MAX` slices at most.
         ///
         /// # Errors
         /// What the system call said; EINTR is retried.
