@@ -186,6 +186,7 @@ fn put(resource: &str, id: Option<&str>, body: &[u8]) -> Result<Routed, ApiError
             Action::FlushMetrics => Command::FlushMetrics,
             Action::InstanceStart => Command::Start,
             Action::SendCtrlAltDel => Command::SendCtrlAltDel,
+            Action::PressPowerButton => Command::PressPowerButton,
         },
         "boot-source" => Command::Configure(Configure::BootSource(json::<BootSource>(body)?)),
         "drives" => {

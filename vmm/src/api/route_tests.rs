@@ -111,6 +111,7 @@ fn actions_and_states_become_commands() {
         ("PUT /actions", r#"{"action_type":"InstanceStart"}"#, Command::Start),
         ("PUT /actions", r#"{"action_type":"FlushMetrics"}"#, Command::FlushMetrics),
         ("PUT /actions", r#"{"action_type":"SendCtrlAltDel"}"#, Command::SendCtrlAltDel),
+        ("PUT /actions", r#"{"action_type":"PressPowerButton"}"#, Command::PressPowerButton),
         ("PATCH /vm", r#"{"state":"Paused"}"#, Command::Pause),
         ("PATCH /vm", r#"{"state":"Resumed"}"#, Command::Resume),
         ("PATCH /vm/anything", r#"{"state":"Resumed"}"#, Command::Resume),
@@ -208,7 +209,7 @@ fn serde_says_which_field_is_wrong_and_where() {
         (
             "PUT /actions",
             r#"{"action_type":"Explode"}"#,
-            "unknown variant `Explode`, expected one of `FlushMetrics`, `InstanceStart`, `SendCtrlAltDel` at line 1 column 24",
+            "unknown variant `Explode`, expected one of `FlushMetrics`, `InstanceStart`, `PressPowerButton`, `SendCtrlAltDel` at line 1 column 24",
         ),
         (
             "PATCH /vm",

@@ -52,6 +52,8 @@ pub enum Command {
     Pause,
     /// `PATCH /vm` to `Resumed`.
     Resume,
+    /// `PressPowerButton`.
+    PressPowerButton,
     /// `SendCtrlAltDel`.
     SendCtrlAltDel,
     /// `FlushMetrics`.

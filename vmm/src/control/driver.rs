@@ -364,6 +364,10 @@ impl Driver {
                 self.shared.events.push(EventKind::Resumed, None);
                 Ok(Outcome::Done)
             }
+            Command::PressPowerButton => {
+                self.machine()?.press_power_button();
+                Ok(Outcome::Done)
+            }
             Command::SendCtrlAltDel => {
                 self.machine()?.ctrl_alt_del();
                 Ok(Outcome::Done)

@@ -71,6 +71,7 @@ pub fn admit(state: State, command: &Command) -> Verdict {
             Ended => Verdict::Deny(Denial::Ended),
         },
         Command::SendCtrlAltDel
+        | Command::PressPowerButton
         | Command::FlushMetrics
         | Command::PatchDrive(_)
         | Command::PatchNetworkInterface(_) => match state {
@@ -115,6 +116,7 @@ mod tests {
             Command::Pause,
             Command::Resume,
             Command::SendCtrlAltDel,
+            Command::PressPowerButton,
             Command::FlushMetrics,
             Command::PatchDrive(DrivePatch {
                 drive_id: String::new(),

@@ -10,6 +10,8 @@ pub enum Action {
     FlushMetrics,
     /// Build the microVM from what was configured, and start it. Once.
     InstanceStart,
+    /// Press the ACPI power button: a guest that heeds it switches itself off. After the start only. Not Firecracker's.
+    PressPowerButton,
     /// Press Ctrl, Alt and Del on the guest's keyboard. After the start only.
     SendCtrlAltDel,
 }
