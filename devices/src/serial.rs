@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use vm_superio::Trigger;
+use vm_superio::serial::SerialEvents;
 
 use crate::bus::BusDevice;
 use crate::irq::Line;
@@ -20,7 +21,7 @@ use crate::irq::Line;
 /// Ports of the UART.
 pub const PORTS: u64 = 8;
 
-/// Called when a buffer that was empty no longer is.
+/// Called, on a vCPU's thread, when there is something to do; never blocks.
 pub type Wake = Box<dyn Fn() + Send + Sync>;
 
 /// Console output on its way out of the process.
@@ -121,19 +122,34 @@ impl Trigger for Irq {
     }
 }
 
+/// Tells when the guest has read all its input.
+struct Room(Wake);
+
+impl SerialEvents for Room {
+    fn buffer_read(&self) {}
+    fn out_byte(&self) {}
+    fn tx_lost_byte(&self) {}
+
+    fn in_buffer_empty(&self) {
+        (self.0)();
+    }
+}
+
+type Uart = vm_superio::Serial<Irq, Room, Output>;
+
 /// The UART.
 pub struct Serial {
-    uart: Mutex<vm_superio::Serial<Irq, vm_superio::serial::NoEvents, Output>>,
+    uart: Mutex<Uart>,
 }
 
 impl Serial {
-    /// A UART that interrupts by `line` and prints to `output`.
+    /// A UART that interrupts by `line` and prints to `output`; `on_room` is called when the guest has read all its input.
     #[must_use]
-    pub fn new(line: Arc<dyn Line>, output: Arc<ConsoleBuffer>) -> Self {
-        Self { uart: Mutex::new(vm_superio::Serial::new(Irq(line), Output(output))) }
+    pub fn new(line: Arc<dyn Line>, output: Arc<ConsoleBuffer>, on_room: Wake) -> Self {
+        Self { uart: Mutex::new(Uart::with_events(Irq(line), Room(on_room), Output(output))) }
     }
 
-    fn uart(&self) -> MutexGuard<'_, vm_superio::Serial<Irq, vm_superio::serial::NoEvents, Output>> {
+    fn uart(&self) -> MutexGuard<'_, Uart> {
         self.uart.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -179,7 +195,8 @@ mod tests {
             counter.fetch_add(1, Ordering::Relaxed);
         });
         let buffer = ConsoleBuffer::new(capacity, wake);
-        (Serial::new(Arc::new(Quiet), Arc::clone(&buffer)), buffer, wakes)
+        let on_room = Box::new(|| ());
+        (Serial::new(Arc::new(Quiet), Arc::clone(&buffer), on_room), buffer, wakes)
     }
 
     #[test]

@@ -34,6 +34,7 @@ use crate::host::console::Console;
 use crate::host::disk::Disk;
 use crate::host::tap::Tap;
 use crate::machine::Machine;
+use crate::machine::build::OnDeviceError;
 use crate::machine::ended::Reason;
 use crate::machine::plan::{DrivePlan, NetPlan, Plan};
 use crate::mem::ram::Backing;
@@ -127,7 +128,7 @@ const TOKEN_SIGNAL: u64 = 1;
 const TOKEN_END: u64 = 2;
 const TOKEN_STDIN: u64 = 3;
 const TOKEN_STDOUT: u64 = 4;
-const TOKEN_OUTPUT: u64 = 5;
+const TOKEN_CONSOLE: u64 = 5;
 
 /// Blocks the signals that the driver takes, in this thread and all it starts. To be called before any thread is.
 ///
@@ -216,7 +217,7 @@ impl Driver {
         watch(self.shared.wake.as_raw_fd(), TOKEN_COMMAND, EventSet::IN)?;
         watch(self.signals.as_raw_fd(), TOKEN_SIGNAL, EventSet::IN)?;
         watch(self.end.wake().as_raw_fd(), TOKEN_END, EventSet::IN)?;
-        watch(self.console.output_wake().as_raw_fd(), TOKEN_OUTPUT, EventSet::IN)?;
+        watch(self.console.wake().as_raw_fd(), TOKEN_CONSOLE, EventSet::IN)?;
         // Files can't be watched; they are never full, and as input they are not offered.
         let _ = watch(self.console.stdin(), TOKEN_STDIN, EventSet::IN);
         let _ = watch(self.console.stdout(), TOKEN_STDOUT, EventSet::OUT);
@@ -234,8 +235,11 @@ impl Driver {
                     TOKEN_COMMAND => self.take_commands(),
                     TOKEN_SIGNAL => ended = ended.or(self.take_signals()),
                     TOKEN_END => ended = ended.or(self.guest_ended()),
-                    TOKEN_STDIN => self.console.take_input(),
-                    _ => self.console.drain(),
+                    TOKEN_STDIN => self.take_input(),
+                    _ => {
+                        self.console.drain();
+                        self.take_input();
+                    }
                 }
             }
             let now = Instant::now();
@@ -259,6 +263,13 @@ impl Driver {
         i32::try_from(wait.as_micros().div_ceil(1000)).unwrap_or(i32::MAX)
     }
 
+    /// Input is for a guest that runs; until then it stays where it is.
+    fn take_input(&mut self) {
+        if self.state == State::Running {
+            self.console.take_input();
+        }
+    }
+
     fn take_commands(&mut self) {
         let _ = self.shared.wake.read();
         while let Ok(envelope) = self.inbox.try_recv() {
@@ -277,8 +288,11 @@ impl Driver {
         if !told {
             return None;
         }
-        if self.machine.is_none() || self.deadline.is_some() {
-            return Some(Reason::Stopped { clean: self.machine.is_none() });
+        if self.machine.is_none() {
+            return Some(Reason::NeverStarted);
+        }
+        if self.deadline.is_some() {
+            return Some(Reason::Stopped { clean: false });
         }
         // A guest that stands still can't switch itself off.
         if self.state == State::Paused {
@@ -361,6 +375,7 @@ impl Driver {
             Command::Resume => {
                 self.machine()?.resume();
                 self.state = State::Running;
+                self.take_input();
                 self.shared.events.push(EventKind::Resumed, None);
                 Ok(Outcome::Done)
             }
@@ -404,12 +419,16 @@ impl Driver {
             .open(self.resources.serial().serial_out_path.as_deref().map(Path::new))
             .map_err(|e| Denial::Start(format!("the serial console's output can't be opened: {e}")))?;
         let end = Arc::clone(&self.end);
-        let machine = Machine::build(plan, &self.console, Arc::new(move |reason| end.note(reason)))
+        let events = Arc::clone(&self.shared.events);
+        let on_error: OnDeviceError =
+            Arc::new(move |device, what| events.push_about(EventKind::DeviceError, Some(device), Some(what)));
+        let machine = Machine::build(plan, &self.console, Arc::new(move |reason| end.note(reason)), on_error)
             .map_err(|e| Denial::Start(e.to_string()))?;
         machine.register_metrics(&self.shared.metrics);
         machine.resume();
         self.machine = Some(machine);
         self.state = State::Running;
+        self.take_input();
         Ok(())
     }
 

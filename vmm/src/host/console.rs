@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use devices::serial::{ConsoleBuffer, Serial};
+use devices::serial::{ConsoleBuffer, Serial, Wake};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use vmm_sys_util::terminal::Terminal;
@@ -35,6 +35,14 @@ pub struct Console {
     raw_terminal: bool,
 }
 
+fn waker(wake: &Arc<EventFd>) -> Wake {
+    let wake = Arc::clone(wake);
+    Box::new(move || {
+        // EAGAIN: it was woken more often than it can count.
+        let _ = wake.write(1);
+    })
+}
+
 impl Console {
     /// A console on standard input and output; nothing is read or changed yet.
     ///
@@ -42,13 +50,7 @@ impl Console {
     /// If descriptors can't be had.
     pub fn new() -> io::Result<Self> {
         let wake = Arc::new(EventFd::new(EFD_NONBLOCK)?);
-        let waker = Arc::clone(&wake);
-        let buffer = ConsoleBuffer::new(
-            BUFFER,
-            Box::new(move || {
-                let _ = waker.write(1);
-            }),
-        );
+        let buffer = ConsoleBuffer::new(BUFFER, waker(&wake));
         Ok(Self {
             output: Output::stdout()?,
             buffer,
@@ -87,9 +89,15 @@ impl Console {
         *self.serial.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(serial));
     }
 
-    /// Readable when there is new output.
+    /// Wakes whoever watches [`Console::wake`]. From any thread; never blocks.
     #[must_use]
-    pub fn output_wake(&self) -> &EventFd {
+    pub fn waker(&self) -> Wake {
+        waker(&self.wake)
+    }
+
+    /// Readable when there is new output, or room for more input.
+    #[must_use]
+    pub fn wake(&self) -> &EventFd {
         &self.wake
     }
 
@@ -103,12 +111,6 @@ impl Console {
     #[must_use]
     pub fn stdout(&self) -> RawFd {
         self.output.as_fd().as_raw_fd()
-    }
-
-    /// Whether input waits for room in the guest.
-    #[must_use]
-    pub fn has_pending_input(&self) -> bool {
-        !self.pending.is_empty()
     }
 
     fn readiness(fd: impl AsFd, events: PollFlags) -> bool {

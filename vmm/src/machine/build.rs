@@ -2,23 +2,24 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use devices::bus::{BusDevice, BusError};
 use devices::i8042::{self, I8042};
 use devices::irq::Line;
 use devices::pci::root::{self, PciEcam, PciRoot};
 use devices::serial::{self, Serial};
-use devices::virtio::Idle;
 use devices::virtio::block::Block;
 use devices::virtio::net::{Net, NetOptions};
 use devices::virtio::rng::Rng;
 use devices::virtio::transport::mmio::{self, MmioTransport};
 use devices::virtio::transport::pci::{self, PciTransport};
+use devices::virtio::{Idle, Served};
 
 use super::buses::Buses;
 use super::plan::Plan;
 use super::platform::{AcpiPorts, BootTimer, OnEnd, Pvpanic};
-use super::worker::Worker;
+use super::worker::{Observer, Worker};
 use super::{Device, Machine};
 use crate::arch::x86_64::acpi::{self, MmioDevice, Platform, TablesTooLarge};
 use crate::arch::x86_64::{cpuid, layout, mptable};
@@ -77,6 +78,32 @@ fn threads(what: impl Into<String>) -> impl FnOnce(io::Error) -> BuildError {
     move |source| BuildError::Threads { what: what.into(), source }
 }
 
+/// Called, on a device's thread, with the device's name and what went wrong with it.
+pub type OnDeviceError = Arc<dyn Fn(&str, &str) + Send + Sync>;
+
+/// Reports a device that its driver broke, and, once a second at most, that the host failed it.
+fn report_errors<H: Send + 'static>(
+    id: String,
+    handle: H,
+    failures: fn(&H) -> u64,
+    on_error: OnDeviceError,
+) -> Observer {
+    const PAUSE: Duration = Duration::from_secs(1);
+    let mut reported = 0;
+    let mut quiet_until: Option<Instant> = None;
+    Box::new(move |served| {
+        if served == Served::Broken {
+            on_error(&id, "the guest's driver broke the rules of a queue; the device waits to be reset");
+        }
+        let count = failures(&handle);
+        if count != reported && quiet_until.is_none_or(|until| Instant::now() >= until) {
+            on_error(&id, &format!("the host failed {} requests; the log says why", count - reported));
+            reported = count;
+            quiet_until = Some(Instant::now() + PAUSE);
+        }
+    })
+}
+
 /// Hands out the places of virtio devices: windows and lines, or slots of the PCI bus.
 struct Devices<'a> {
     vm: &'a Vm,
@@ -84,13 +111,23 @@ struct Devices<'a> {
     mmio: Vec<MmioDevice>,
     pci: Option<PciRoot>,
     bars: u64,
+    on_error: OnDeviceError,
 }
 
 impl Devices<'_> {
     /// Gives `device` a thread and a place where the guest finds it.
-    fn attach<H>(&mut self, id: &str, device: Box<dyn Idle>, handle: H) -> Result<Device<H>, BuildError> {
+    ///
+    /// `failures` counts what the host failed; `handle` is what it reads.
+    fn attach<H: Clone + Send + 'static>(
+        &mut self,
+        id: &str,
+        device: Box<dyn Idle>,
+        handle: H,
+        failures: fn(&H) -> u64,
+    ) -> Result<Device<H>, BuildError> {
         let queues = device.queue_sizes_max().len();
-        let worker = Worker::start(&format!("yun_{id}"), queues).map_err(threads(id))?;
+        let observer = report_errors(id.to_owned(), handle.clone(), failures, Arc::clone(&self.on_error));
+        let worker = Worker::start(&format!("yun_{id}"), queues, observer).map_err(threads(id))?;
         match self.pci.take() {
             None => self.attach_mmio(device, &worker)?,
             Some(mut root) => {
@@ -149,11 +186,17 @@ impl Devices<'_> {
 }
 
 impl Machine {
-    /// Builds what `plan` says; its guest is paused. `on_end` is called when the guest ends by itself.
+    /// Builds what `plan` says; its guest is paused. `on_end` is called when the guest ends by itself, `on_error`
+    /// when a device does not work as it should.
     ///
     /// # Errors
     /// [`BuildError`]; nothing is left then.
-    pub fn build(mut plan: Plan, console: &Console, on_end: OnEnd) -> Result<Self, BuildError> {
+    pub fn build(
+        mut plan: Plan,
+        console: &Console,
+        on_end: OnEnd,
+        on_error: OnDeviceError,
+    ) -> Result<Self, BuildError> {
         let asked = plan.drives.len() + plan.nets.len() + usize::from(plan.entropy.is_some());
         let (max, transport) = match plan.pci {
             true => (root::SLOTS - 1, "virtio-pci"),
@@ -169,7 +212,8 @@ impl Machine {
 
         let mut buses = Buses::default();
         let ports = &mut buses.ports;
-        let serial = Arc::new(Serial::new(vm.line(layout::COM1_GSI), Arc::clone(console.buffer())));
+        let serial =
+            Arc::new(Serial::new(vm.line(layout::COM1_GSI), Arc::clone(console.buffer()), console.waker()));
         ports.insert(layout::COM1_PORT.into(), serial::PORTS, serial.clone())?;
         let reset = Arc::clone(&on_end);
         let keyboard = Arc::new(I8042::new(
@@ -187,12 +231,15 @@ impl Machine {
         }
 
         let pci = plan.pci.then(PciRoot::new);
-        let mut devices = Devices { vm: &vm, buses: &mut buses, mmio: Vec::new(), pci, bars: 0 };
+        let mut devices = Devices { vm: &vm, buses: &mut buses, mmio: Vec::new(), pci, bars: 0, on_error };
         let mut drives = Vec::with_capacity(plan.drives.len());
         for drive in plan.drives {
             let block = Block::new(Box::new(drive.disk), &drive.options);
             let handle = block.handle();
-            drives.push(devices.attach(&drive.id, Box::new(block), handle)?);
+            drives.push(devices.attach(&drive.id, Box::new(block), handle, |handle| {
+                let m = handle.metrics();
+                m.read_failures.get() + m.write_failures.get() + m.flush_failures.get()
+            })?);
         }
         let mut nets = Vec::with_capacity(plan.nets.len());
         for net in plan.nets {
@@ -205,16 +252,22 @@ impl Machine {
             };
             let device = Net::new(Box::new(net.tap), &options);
             let handle = device.handle();
-            nets.push(devices.attach(&net.id, Box::new(device), handle)?);
+            nets.push(devices.attach(&net.id, Box::new(device), handle, |handle| {
+                let m = handle.metrics();
+                m.rx_failures.get() + m.tx_failures.get()
+            })?);
         }
-        let entropy = match plan.entropy {
-            Some(limits) => {
-                let device = Rng::new(&limits);
-                let handle = device.handle();
-                Some(devices.attach("rng", Box::new(device), handle)?)
-            }
-            None => None,
-        };
+        let entropy =
+            match plan.entropy {
+                Some(limits) => {
+                    let device = Rng::new(&limits);
+                    let handle = device.handle();
+                    Some(devices.attach("rng", Box::new(device), handle, |handle| {
+                        handle.metrics().host_failures.get()
+                    })?)
+                }
+                None => None,
+            };
         let mmio = devices.finish()?;
 
         let kernel = kernel::load(vm.ram(), &mut plan.kernel)?;

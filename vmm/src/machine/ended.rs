@@ -18,6 +18,8 @@ pub enum Reason {
         /// The guest switched itself off when asked to.
         clean: bool,
     },
+    /// The VMM was told to end before there was a guest.
+    NeverStarted,
     /// KVM could not go on; what it said.
     KvmFailed(String),
 }
@@ -30,7 +32,7 @@ impl Reason {
     #[must_use]
     pub fn exit_status(&self) -> u8 {
         match self {
-            Reason::PowerOff | Reason::Reboot | Reason::Stopped { clean: true } => 0,
+            Reason::PowerOff | Reason::Reboot | Reason::NeverStarted | Reason::Stopped { clean: true } => 0,
             Reason::KvmFailed(_) => 1,
             Reason::Stopped { clean: false } => 3,
             Reason::Panicked => 10,
@@ -48,6 +50,7 @@ impl Reason {
             Reason::TripleFault => "triple_fault",
             Reason::Stopped { clean: true } => "stopped",
             Reason::Stopped { clean: false } => "killed",
+            Reason::NeverStarted => "never_started",
             Reason::KvmFailed(_) => "kvm_failed",
         }
     }
@@ -64,6 +67,7 @@ impl std::fmt::Display for Reason {
             Reason::Stopped { clean: false } => {
                 f.write_str("told to end; the guest did not switch itself off in time")
             }
+            Reason::NeverStarted => f.write_str("told to end before a guest was started"),
             Reason::KvmFailed(what) => write!(f, "KVM can't run the guest any further: {what}"),
         }
     }

@@ -29,6 +29,9 @@ enum Order {
     Resume,
 }
 
+/// Looks on: called on the thread after each batch, with what it left behind.
+pub type Observer = Box<dyn FnMut(Served) + Send>;
+
 /// The way to a worker thread: what a transport holds as its [`Owner`], and the machine for pausing.
 #[derive(Clone)]
 pub struct Handle {
@@ -99,14 +102,14 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// Starts the thread `name` for a device with `queues` queues.
+    /// Starts the thread `name` for a device with `queues` queues; `observer` looks on.
     ///
     /// # Errors
     /// If descriptors or a thread can't be had.
     ///
     /// # Panics
     /// For more than 64 queues.
-    pub fn start(name: &str, queues: usize) -> std::io::Result<Self> {
+    pub fn start(name: &str, queues: usize, observer: Observer) -> std::io::Result<Self> {
         assert!(queues <= QUEUES_MAX, "each queue is a bit");
         let eventfd = || EventFd::new(EFD_NONBLOCK).map(Arc::new);
         let (wake, quit) = (eventfd()?, eventfd()?);
@@ -122,7 +125,7 @@ impl Worker {
         for (token, kick) in (TOKEN_KICK..).zip(kicks.iter()) {
             watch(kick.as_raw_fd(), token, EventSet::IN)?;
         }
-        let body = Body { epoll, inbox, device: None, due: Due::default(), paused: false };
+        let body = Body { epoll, inbox, observer, device: None, due: Due::default(), paused: false };
         let thread = std::thread::Builder::new()
             .name(name.to_owned())
             .stack_size(crate::THREAD_STACK)
@@ -207,6 +210,7 @@ impl Due {
 struct Body {
     epoll: Epoll,
     inbox: Receiver<Order>,
+    observer: Observer,
     device: Option<Box<dyn Running>>,
     due: Due,
     paused: bool,
@@ -257,6 +261,7 @@ impl Body {
                 Job::Queue(queue) => device.serve(queue),
                 Job::Source(source) => device.ready(source),
             };
+            (self.observer)(served);
             match served {
                 Served::Drained => {}
                 Served::More => self.due.add(job),
@@ -359,7 +364,7 @@ mod tests {
 
     #[test]
     fn a_queue_is_served_at_the_start_at_each_kick_and_again_while_there_is_more() {
-        let worker = Worker::start("test", 1).unwrap();
+        let worker = Worker::start("test", 1, Box::new(|_| ())).unwrap();
         let mut owner = worker.handle().clone();
         let (device, served) = counter(&[Served::After(Duration::from_millis(2)), Served::More]);
         owner.run(device, &[0]);
@@ -372,7 +377,7 @@ mod tests {
 
     #[test]
     fn a_paused_device_serves_nothing_and_forgets_no_kick() {
-        let worker = Worker::start("test", 1).unwrap();
+        let worker = Worker::start("test", 1, Box::new(|_| ())).unwrap();
         let mut owner = worker.handle().clone();
         let (device, served) = counter(&[]);
         owner.run(device, &[0]);
@@ -387,7 +392,7 @@ mod tests {
 
     #[test]
     fn dropping_the_worker_ends_its_thread_and_a_late_order_is_answered() {
-        let worker = Worker::start("test", 1).unwrap();
+        let worker = Worker::start("test", 1, Box::new(|_| ())).unwrap();
         let mut owner = worker.handle().clone();
         drop(worker);
         assert!(owner.halt().is_none());
