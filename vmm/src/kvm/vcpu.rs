@@ -1,5 +1,7 @@
 //! One virtual processor: made, given its registers, run.
 
+use std::sync::{Arc, Mutex, PoisonError};
+
 use kvm_bindings::{KVM_MP_STATE_RUNNABLE, Msrs, kvm_cpuid_entry2, kvm_lapic_state, kvm_mp_state, kvm_run};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
@@ -35,6 +37,7 @@ pub trait Accesses {
 pub struct Vcpu {
     fd: VcpuFd,
     id: u8,
+    coalesced: Option<Arc<Mutex<()>>>,
 }
 
 impl Vcpu {
@@ -43,8 +46,12 @@ impl Vcpu {
     /// # Errors
     /// [`KvmError::Ioctl`].
     pub fn new(vm: &Vm, id: u8) -> Result<Self, KvmError> {
-        let fd = vm.fd().create_vcpu(u64::from(id)).map_err(ioctl("KVM_CREATE_VCPU"))?;
-        Ok(Self { fd, id })
+        let mut fd = vm.fd().create_vcpu(u64::from(id)).map_err(ioctl("KVM_CREATE_VCPU"))?;
+        let coalesced = vm.coalesced();
+        if coalesced.is_some() {
+            fd.map_coalesced_mmio_ring().map_err(ioctl("mmap of the ring of coalesced writes"))?;
+        }
+        Ok(Self { fd, id, coalesced })
     }
 
     /// Its number and APIC ID.
@@ -137,7 +144,13 @@ impl Vcpu {
             Ok(VcpuExit::IoOut(port, data)) => {
                 data.chunks(width()).for_each(|data| accesses.port_write(port, data));
             }
-            Ok(VcpuExit::MmioRead(addr, data)) => accesses.memory_read(addr, data),
+            Ok(VcpuExit::MmioRead(addr, data)) => {
+                let len = data.len();
+                self.take_coalesced(accesses);
+                let mut value = [0; 8];
+                accesses.memory_read(addr, &mut value[..len]);
+                self.fd.get_kvm_run().__bindgen_anon_1.mmio.data = value;
+            }
             Ok(VcpuExit::MmioWrite(addr, data)) => accesses.memory_write(addr, data),
             Ok(VcpuExit::Intr | VcpuExit::Hlt | VcpuExit::IrqWindowOpen) => {}
             Ok(VcpuExit::Shutdown | VcpuExit::SystemEvent(..)) => return Exit::Shutdown,
@@ -154,6 +167,16 @@ impl Vcpu {
             Err(e) => return Exit::Broken(format!("KVM_RUN: {e}")),
         }
         Exit::Continue
+    }
+
+    /// Does the writes that KVM kept: they came before the read that is to be answered.
+    fn take_coalesced(&mut self, accesses: &impl Accesses) {
+        let Some(lock) = &self.coalesced else { return };
+        let _one_at_a_time = lock.lock().unwrap_or_else(PoisonError::into_inner);
+        while let Ok(Some(write)) = self.fd.coalesced_mmio_read() {
+            let len = write.data.len().min(write.len as usize);
+            accesses.memory_write(write.phys_addr, &write.data[..len]);
+        }
     }
 
     /// The sub-error of `KVM_EXIT_INTERNAL_ERROR` and where the guest was.

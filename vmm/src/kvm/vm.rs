@@ -1,7 +1,7 @@
 //! The virtual machine: memory slots, interrupt chips, lines, messages and notify addresses.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use devices::irq::Line;
 use devices::mem::Ram;
@@ -22,6 +22,8 @@ pub struct Vm {
     fd: Arc<VmFd>,
     kvm: Kvm,
     ram: Ram,
+    /// Held by the vCPU that empties the ring of coalesced writes, which all vCPUs share; `None` if KVM has no such ring.
+    coalesced: Option<Arc<Mutex<()>>>,
 }
 
 impl Vm {
@@ -53,7 +55,8 @@ impl Vm {
                 result => break result.map_err(ioctl("KVM_CREATE_VM"))?,
             }
         };
-        let vm = Self { fd: Arc::new(fd), kvm, ram };
+        let coalesced = kvm.check_extension(Cap::CoalescedMmio).then(Arc::default);
+        let vm = Self { fd: Arc::new(fd), kvm, ram, coalesced };
         vm.map_ram()?;
         vm.fd
             .set_identity_map_address(layout::KVM_IDENTITY_MAP)
@@ -137,6 +140,23 @@ impl Vm {
     /// [`KvmError::Ioctl`].
     pub fn notify_by_value(&self, kick: &EventFd, addr: u64, queue: u32) -> Result<(), KvmError> {
         self.fd.register_ioevent(kick, &IoEventAddress::Mmio(addr), queue).map_err(ioctl("KVM_IOEVENTFD"))
+    }
+
+    /// Lets guest writes of 32 bits to the MMIO address `addr` wait in the kernel until a vCPU next reads a register: for
+    /// registers whose writes only matter to later reads.
+    ///
+    /// # Errors
+    /// [`KvmError::Ioctl`].
+    pub fn coalesce(&self, addr: u64) -> Result<(), KvmError> {
+        if self.coalesced.is_none() {
+            return Ok(());
+        }
+        let addr = IoEventAddress::Mmio(addr);
+        self.fd.register_coalesced_mmio(addr, 4).map_err(ioctl("KVM_REGISTER_COALESCED_MMIO"))
+    }
+
+    pub(super) fn coalesced(&self) -> Option<Arc<Mutex<()>>> {
+        self.coalesced.clone()
     }
 
     /// Has any guest write to the MMIO address `addr` signal `kick` without leaving the kernel.

@@ -148,6 +148,8 @@ impl Devices<'_> {
         for (queue, kick) in (0u32..).zip(worker.handle().kicks()) {
             self.vm.notify_by_value(kick, base + mmio::QUEUE_NOTIFY, queue)?;
         }
+        // The transport's status register is made for acknowledgements that come late.
+        self.vm.coalesce(base + mmio::INTERRUPT_ACK)?;
         self.buses.memory.insert(base, layout::MMIO_WINDOW, Arc::new(transport))?;
         self.mmio.push(MmioDevice { base, gsi });
         Ok(())
