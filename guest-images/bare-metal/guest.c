@@ -3,7 +3,8 @@
 //
 //   do=hello          prints a line
 //   do=memory         checks that every usable byte range of the memory map is RAM up to its last byte
-//   do=blk            reads sector 0 of the first block device, writes sector 1, flushes, reads it back
+//   do=blk            reads sector 0 of the first block device, writes sector 1, flushes if it can, reads it back
+//   do=capacity       prints the first block device's sectors, and again when they change
 //   do=rng            reads 32 bytes of entropy
 //   do=flood          prints for ever
 //   do=spin           does nothing for ever
@@ -87,28 +88,31 @@ static struct { u16 flags, idx, ring[8]; u16 event; } avail __attribute__((align
 static struct { u16 flags, idx; struct { u32 id, len; } ring[8]; u16 event; } used __attribute__((aligned(4)));
 
 static u64 mmio, common, notify; // mmio != 0: a virtio-mmio window; else PCI's common configuration
+static u64 config; // the device's own configuration
+static u32 features; // the device's own ones that were accepted
 
 static int find_mmio(u32 id) {
     for (u64 i = 0; i < MMIO_COUNT; i++) {
         u64 base = MMIO_FIRST + i * 0x1000;
-        if (r32(base) == 0x74726976 && r32(base + 8) == id) { mmio = base; return 1; }
+        if (r32(base) == 0x74726976 && r32(base + 8) == id) { mmio = base; config = base + 0x100; return 1; }
     }
     return 0;
 }
 static int find_pci(u32 id) {
     if (r32(ECAM) == 0xffffffff) return 0;
     for (u64 slot = 1; slot < 32; slot++) {
-        u64 config = ECAM + (slot << 15);
-        if (r32(config) != ((0x1040 + id) << 16 | 0x1af4)) continue;
-        w16(config + 4, r16(config + 4) | 6); // memory space, bus master
-        u64 bar = r32(config + 0x10) & ~15u;
+        u64 function = ECAM + (slot << 15);
+        if (r32(function) != ((0x1040 + id) << 16 | 0x1af4)) continue;
+        w16(function + 4, r16(function + 4) | 6); // memory space, bus master
+        u64 bar = r32(function + 0x10) & ~15u;
         u32 multiplier = 0;
         u64 notify_base = 0;
-        for (u8 cap = r8(config + 0x34); cap; cap = r8(config + cap + 1)) {
-            if (r8(config + cap) != 9) continue;
-            u64 at = bar + r32(config + cap + 8);
-            if (r8(config + cap + 3) == 1) common = at;
-            if (r8(config + cap + 3) == 2) { notify_base = at; multiplier = r32(config + cap + 16); }
+        for (u8 cap = r8(function + 0x34); cap; cap = r8(function + cap + 1)) {
+            if (r8(function + cap) != 9) continue;
+            u64 at = bar + r32(function + cap + 8);
+            if (r8(function + cap + 3) == 1) common = at;
+            if (r8(function + cap + 3) == 4) config = at;
+            if (r8(function + cap + 3) == 2) { notify_base = at; multiplier = r32(function + cap + 16); }
         }
         w16(common + 22, 0);
         notify = notify_base + r16(common + 30) * multiplier;
@@ -127,12 +131,12 @@ static void start_device(u32 id) {
     // VIRTIO_F_VERSION_1, and FLUSH where it is on offer.
     if (mmio) {
         w32(mmio + 0x14, 0);
-        u32 low = id == 2 ? r32(mmio + 0x10) & (1 << 9) : 0;
-        w32(mmio + 0x24, 1); w32(mmio + 0x20, 1); w32(mmio + 0x24, 0); w32(mmio + 0x20, low);
+        features = id == 2 ? r32(mmio + 0x10) & (1 << 9) : 0;
+        w32(mmio + 0x24, 1); w32(mmio + 0x20, 1); w32(mmio + 0x24, 0); w32(mmio + 0x20, features);
     } else {
         w32(common, 0);
-        u32 low = id == 2 ? r32(common + 4) & (1 << 9) : 0;
-        w32(common + 8, 1); w32(common + 12, 1); w32(common + 8, 0); w32(common + 12, low);
+        features = id == 2 ? r32(common + 4) & (1 << 9) : 0;
+        w32(common + 8, 1); w32(common + 12, 1); w32(common + 8, 0); w32(common + 12, features);
     }
     set_status(11);
     if (!(get_status() & 8)) fail("features refused");
@@ -189,11 +193,29 @@ static void do_blk(void) {
     print("\n");
     for (int i = 0; i < 512; i++) sector[i] = (u8)(i * 7);
     block(1, 1, 512);
-    block(4, 0, 0);
+    if (features) block(4, 0, 0);
     for (int i = 0; i < 512; i++) sector[i] = 0;
     block(0, 1, 512);
     for (int i = 0; i < 512; i++) if (sector[i] != (u8)(i * 7)) fail("sector 1 differs");
     print("sector 1 written and read back\n");
+}
+static u64 capacity(void) {
+    for (;;) {
+        u32 before = mmio ? r32(mmio + 0xfc) : r8(common + 21);
+        u64 sectors = r32(config) | (u64)r32(config + 4) << 32;
+        if (before == (mmio ? r32(mmio + 0xfc) : r8(common + 21))) return sectors;
+    }
+}
+static void do_capacity(void) {
+    start_device(2);
+    for (u64 last = ~0ul;;) {
+        u64 now = capacity();
+        if (now == last) continue;
+        print("sectors ");
+        print_hex(now);
+        print("\n");
+        last = now;
+    }
 }
 static void do_rng(void) {
     start_device(4);
@@ -243,6 +265,7 @@ void guest_main(u8 *params) {
     w8(BOOT_TIMER, 123);
     if (starts(what, "memory")) do_memory(params);
     if (starts(what, "blk")) do_blk();
+    if (starts(what, "capacity")) do_capacity();
     if (starts(what, "rng")) do_rng();
     if (starts(what, "flood")) for (;;) print("the quick brown fox jumps over the lazy dog\n");
     if (starts(what, "spin")) for (;;) __asm__ volatile("pause");
