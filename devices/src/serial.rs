@@ -9,7 +9,7 @@
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::io::{self, Write};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use vm_superio::Trigger;
@@ -21,7 +21,8 @@ use crate::irq::Line;
 /// Ports of the UART.
 pub const PORTS: u64 = 8;
 
-/// Called, on a vCPU's thread, when there is something to do; never blocks.
+/// Called when there is something to do for who serves the console: a buffer that was empty no longer is, or the guest
+/// has read all of an input that did not fit as a whole.
 pub type Wake = Box<dyn Fn() + Send + Sync>;
 
 /// Console output on its way out of the process.
@@ -122,8 +123,11 @@ impl Trigger for Irq {
     }
 }
 
-/// Tells when the guest has read all its input.
-struct Room(Wake);
+/// Tells when there is room for input again, if somebody waits for it.
+struct Room {
+    wanted: AtomicBool,
+    output: Arc<ConsoleBuffer>,
+}
 
 impl SerialEvents for Room {
     fn buffer_read(&self) {}
@@ -131,32 +135,40 @@ impl SerialEvents for Room {
     fn tx_lost_byte(&self) {}
 
     fn in_buffer_empty(&self) {
-        (self.0)();
+        if self.wanted.swap(false, Ordering::Relaxed) {
+            (self.output.wake)();
+        }
     }
 }
 
-type Uart = vm_superio::Serial<Irq, Room, Output>;
+type Uart = vm_superio::Serial<Irq, Arc<Room>, Output>;
 
 /// The UART.
 pub struct Serial {
     uart: Mutex<Uart>,
+    room: Arc<Room>,
 }
 
 impl Serial {
-    /// A UART that interrupts by `line` and prints to `output`; `on_room` is called when the guest has read all its input.
+    /// A UART that interrupts by `line` and prints to `output`.
     #[must_use]
-    pub fn new(line: Arc<dyn Line>, output: Arc<ConsoleBuffer>, on_room: Wake) -> Self {
-        Self { uart: Mutex::new(Uart::with_events(Irq(line), Room(on_room), Output(output))) }
+    pub fn new(line: Arc<dyn Line>, output: Arc<ConsoleBuffer>) -> Self {
+        let room = Arc::new(Room { wanted: AtomicBool::new(false), output: Arc::clone(&output) });
+        let uart = Uart::with_events(Irq(line), Arc::clone(&room), Output(output));
+        Self { uart: Mutex::new(uart), room }
     }
 
     fn uart(&self) -> MutexGuard<'_, Uart> {
         self.uart.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Hands the guest as much of `input` as its FIFO has room for; how much that was.
+    /// Hands the guest as much of `input` as its FIFO has room for; how much that was. If it was not all, the output
+    /// buffer's [`Wake`] is called when the guest has read it.
     pub fn enqueue(&self, input: &[u8]) -> usize {
         let mut uart = self.uart();
         let fits = input.len().min(uart.fifo_capacity());
+        // Under the lock that the guest reads under: it can't empty the FIFO unnoticed.
+        self.room.wanted.store(fits < input.len(), Ordering::Relaxed);
         // An error means that the guest has the UART in loopback, where input does not arrive.
         uart.enqueue_raw_bytes(&input[..fits]).unwrap_or(fits)
     }
@@ -195,8 +207,7 @@ mod tests {
             counter.fetch_add(1, Ordering::Relaxed);
         });
         let buffer = ConsoleBuffer::new(capacity, wake);
-        let on_room = Box::new(|| ());
-        (Serial::new(Arc::new(Quiet), Arc::clone(&buffer), on_room), buffer, wakes)
+        (Serial::new(Arc::new(Quiet), Arc::clone(&buffer)), buffer, wakes)
     }
 
     #[test]
@@ -237,6 +248,20 @@ mod tests {
         let mut byte = [0];
         serial.read(0, &mut byte);
         assert_eq!(byte, [7]);
+    }
+
+    #[test]
+    fn who_has_more_input_is_woken_once_when_the_guest_has_read_what_fitted() {
+        let (serial, _, wakes) = rig(10);
+        let mut byte = [0];
+        serial.enqueue(&[7; 3]);
+        (0..3).for_each(|_| serial.read(0, &mut byte));
+        assert_eq!(wakes.load(Ordering::Relaxed), 0, "nobody waits");
+        let taken = serial.enqueue(&[7; 100]);
+        (1..taken).for_each(|_| serial.read(0, &mut byte));
+        assert_eq!(wakes.load(Ordering::Relaxed), 0, "not all is read");
+        (0..3).for_each(|_| serial.read(0, &mut byte));
+        assert_eq!(wakes.load(Ordering::Relaxed), 1);
     }
 
     #[test]

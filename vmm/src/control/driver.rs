@@ -118,6 +118,7 @@ pub struct Driver {
     host: Host,
     resources: VmResources<Host>,
     console: Console,
+    epoll: Epoll,
     machine: Option<Machine>,
     /// When the guest must have switched itself off.
     deadline: Option<Instant>,
@@ -164,6 +165,7 @@ impl Driver {
             host: Host,
             resources: VmResources::default(),
             console: Console::new()?,
+            epoll: Epoll::new()?,
             machine: None,
             deadline: None,
         })
@@ -210,21 +212,16 @@ impl Driver {
     /// # Errors
     /// If events can't be waited for.
     pub fn run(mut self) -> io::Result<Reason> {
-        let epoll = Epoll::new()?;
-        let watch = |fd: RawFd, token, set| {
-            epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(set | EventSet::EDGE_TRIGGERED, token))
-        };
-        watch(self.shared.wake.as_raw_fd(), TOKEN_COMMAND, EventSet::IN)?;
-        watch(self.signals.as_raw_fd(), TOKEN_SIGNAL, EventSet::IN)?;
-        watch(self.end.wake().as_raw_fd(), TOKEN_END, EventSet::IN)?;
-        watch(self.console.wake().as_raw_fd(), TOKEN_CONSOLE, EventSet::IN)?;
-        // Files can't be watched; they are never full, and as input they are not offered.
-        let _ = watch(self.console.stdin(), TOKEN_STDIN, EventSet::IN);
-        let _ = watch(self.console.stdout(), TOKEN_STDOUT, EventSet::OUT);
+        self.watch(self.shared.wake.as_raw_fd(), TOKEN_COMMAND, EventSet::IN)?;
+        self.watch(self.signals.as_raw_fd(), TOKEN_SIGNAL, EventSet::IN)?;
+        self.watch(self.end.wake().as_raw_fd(), TOKEN_END, EventSet::IN)?;
+        self.watch(self.console.output_wake().as_raw_fd(), TOKEN_CONSOLE, EventSet::IN)?;
+        // Files can't be watched; as input they are not offered.
+        let _ = self.watch(self.console.stdin(), TOKEN_STDIN, EventSet::IN);
         let mut metrics_due = Instant::now() + METRICS_PERIOD;
         let mut events = [EpollEvent::default(); 8];
         loop {
-            let n = match epoll.wait(self.timeout_ms(metrics_due), &mut events) {
+            let n = match self.epoll.wait(self.timeout_ms(metrics_due), &mut events) {
                 Ok(n) => n,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => 0,
                 Err(e) => return Err(e),
@@ -236,6 +233,7 @@ impl Driver {
                     TOKEN_SIGNAL => ended = ended.or(self.take_signals()),
                     TOKEN_END => ended = ended.or(self.guest_ended()),
                     TOKEN_STDIN => self.take_input(),
+                    TOKEN_STDOUT => self.console.drain(),
                     _ => {
                         self.console.drain();
                         self.take_input();
@@ -255,6 +253,10 @@ impl Driver {
                 return Ok(reason);
             }
         }
+    }
+
+    fn watch(&self, fd: RawFd, token: u64, set: EventSet) -> io::Result<()> {
+        self.epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(set | EventSet::EDGE_TRIGGERED, token))
     }
 
     fn timeout_ms(&self, metrics_due: Instant) -> i32 {
@@ -418,6 +420,8 @@ impl Driver {
         self.console
             .open(self.resources.serial().serial_out_path.as_deref().map(Path::new))
             .map_err(|e| Denial::Start(format!("the serial console's output can't be opened: {e}")))?;
+        // Files can't be watched: they are never full. An output that is watched already, from an earlier try, stays so.
+        let _ = self.watch(self.console.stdout(), TOKEN_STDOUT, EventSet::OUT);
         let end = Arc::clone(&self.end);
         let events = Arc::clone(&self.shared.events);
         let on_error: OnDeviceError =
@@ -428,6 +432,7 @@ impl Driver {
         machine.resume();
         self.machine = Some(machine);
         self.state = State::Running;
+        // What was typed before there was a guest to read it.
         self.take_input();
         Ok(())
     }

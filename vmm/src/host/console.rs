@@ -4,12 +4,12 @@
 //! Nothing here ever blocks: output that its reader does not take waits in a [`ConsoleBuffer`], which drops what it can't
 //! hold.
 
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use devices::serial::{ConsoleBuffer, Serial, Wake};
+use devices::serial::{ConsoleBuffer, Serial};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use vmm_sys_util::terminal::Terminal;
@@ -35,14 +35,6 @@ pub struct Console {
     raw_terminal: bool,
 }
 
-fn waker(wake: &Arc<EventFd>) -> Wake {
-    let wake = Arc::clone(wake);
-    Box::new(move || {
-        // EAGAIN: it was woken more often than it can count.
-        let _ = wake.write(1);
-    })
-}
-
 impl Console {
     /// A console on standard input and output; nothing is read or changed yet.
     ///
@@ -50,7 +42,13 @@ impl Console {
     /// If descriptors can't be had.
     pub fn new() -> io::Result<Self> {
         let wake = Arc::new(EventFd::new(EFD_NONBLOCK)?);
-        let buffer = ConsoleBuffer::new(BUFFER, waker(&wake));
+        let waker = Arc::clone(&wake);
+        let buffer = ConsoleBuffer::new(
+            BUFFER,
+            Box::new(move || {
+                let _ = waker.write(1);
+            }),
+        );
         Ok(Self {
             output: Output::stdout()?,
             buffer,
@@ -89,15 +87,9 @@ impl Console {
         *self.serial.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(serial));
     }
 
-    /// Wakes whoever watches [`Console::wake`]. From any thread; never blocks.
+    /// Readable when there is new output, or room for input.
     #[must_use]
-    pub fn waker(&self) -> Wake {
-        waker(&self.wake)
-    }
-
-    /// Readable when there is new output, or room for more input.
-    #[must_use]
-    pub fn wake(&self) -> &EventFd {
+    pub fn output_wake(&self) -> &EventFd {
         &self.wake
     }
 
@@ -129,7 +121,8 @@ impl Console {
                 return;
             }
             let mut bytes = [0; INPUT];
-            match self.stdin.lock().read(&mut bytes) {
+            // Not by std, whose buffer would hide input from `readiness`.
+            match nix::unistd::read(&self.stdin, &mut bytes) {
                 Ok(n) if n > 0 => self.pending.extend(&bytes[..n]),
                 // The end of input, or no input: the guest simply gets none.
                 _ => return,
