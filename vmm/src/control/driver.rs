@@ -443,9 +443,13 @@ impl Driver {
             file.try_clone().map_err(|e| Denial::Start(format!("a descriptor can't be duplicated: {e}")))
         };
         let config = self.resources.machine();
+        let mib = config.mem_size_mib;
+        let memory = (mib as u64).checked_mul(1 << 20);
         Ok(Plan {
             topology: Topology { vcpus: config.vcpu_count, threads_per_core: if config.smt { 2 } else { 1 } },
-            memory: (config.mem_size_mib as u64) << 20,
+            memory: memory.ok_or_else(|| {
+                Denial::Start(format!("Cannot create guest memory: {mib} MiB are more than can be addressed"))
+            })?,
             backing: match config.huge_pages {
                 HugePages::Hugetlbfs2M => Backing::Huge2M,
                 HugePages::None if !self.options.transparent_huge_pages => Backing::Small,

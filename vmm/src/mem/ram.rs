@@ -25,7 +25,7 @@ pub enum Backing {
 #[derive(Debug, thiserror::Error)]
 pub enum RamError {
     /// The host refused the mapping.
-    #[error("Cannot create mmap region: {0}")]
+    #[error("Cannot create mmap region: {}", in_firecrackers_words(.0))]
     Map(std::io::Error),
     /// The ranges don't make an address space.
     #[error("Cannot create guest memory: {0}")]
@@ -33,6 +33,14 @@ pub enum RamError {
     /// A range is larger than the host's address space.
     #[error("a memory region of {0} bytes is larger than the host can address")]
     TooLarge(u64),
+}
+
+/// Clients look for the text that another C library than ours has for ENOMEM.
+fn in_firecrackers_words(error: &std::io::Error) -> String {
+    match error.raw_os_error() {
+        Some(libc::ENOMEM) => format!("Out of memory (os error {})", libc::ENOMEM),
+        _ => error.to_string(),
+    }
 }
 
 /// One anonymous mapping, unmapped when dropped.
