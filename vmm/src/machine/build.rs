@@ -214,8 +214,7 @@ impl Machine {
 
         let mut buses = Buses::default();
         let ports = &mut buses.ports;
-        let serial =
-            Arc::new(Serial::new(vm.line(layout::COM1_GSI), Arc::clone(console.buffer()), console.waker()));
+        let serial = Arc::new(Serial::new(vm.line(layout::COM1_GSI), Arc::clone(console.buffer())));
         ports.insert(layout::COM1_PORT.into(), serial::PORTS, serial.clone())?;
         let reset = Arc::clone(&on_end);
         let keyboard = Arc::new(I8042::new(
