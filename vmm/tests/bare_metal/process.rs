@@ -67,7 +67,7 @@ fn a_signal_before_the_start_ends_it_with_0() {
     let mut vm = Vm::start(&[]);
     assert_eq!(mode(&vm.socket()), 0o600);
     vm.signal(Signal::SIGTERM);
-    vm.ends_with(0, "stopped");
+    vm.ends_with(0, "never_started");
 }
 
 #[test]
@@ -86,7 +86,7 @@ fn a_stale_socket_is_reclaimed_and_a_live_one_refused() {
     assert!(said.contains(&text), "{said}");
     assert_eq!(vm.get("/")["state"], "Not started");
     vm.signal(Signal::SIGTERM);
-    vm.ends_with(0, "stopped");
+    vm.ends_with(0, "never_started");
 }
 
 #[test]
