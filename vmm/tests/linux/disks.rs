@@ -1,0 +1,104 @@
+//! Block devices and entropy as Linux uses them.
+
+use std::fs;
+use std::thread;
+use std::time::Duration;
+
+use serde_json::json;
+
+use super::common::{Bus, Vm, zeros};
+use super::{boot, image, linux, printed, sha256, succeeds};
+use crate::over_both_transports;
+
+over_both_transports!(linux:
+    data_survives_read_only_is_refused_serials_show_and_entropy_flows,
+    a_root_file_system_is_entered_by_is_root_device_and_an_image_is_swapped,
+    io_goes_on_unharmed_through_pauses,
+);
+
+fn data_survives_read_only_is_refused_serials_show_and_entropy_flows(bus: Bus) {
+    let mut vm = Vm::start(bus.flags());
+    let written = zeros(&vm.path("written"), 16 << 20);
+    let fixed = vm.path("fixed");
+    fs::write(&fixed, b"read me\n".repeat(1 << 16)).unwrap();
+    vm.put_drive("first", &written, &json!({"cache_type": "Writeback"}));
+    vm.put_drive("fixed", &fixed, &json!({"is_read_only": true}));
+    vm.put_drive("third", &zeros(&vm.path("third"), 1 << 20), &json!({"serial": "YUN 20 characters ok"}));
+    vm.put("/entropy", &json!({}));
+    vm.put("/machine-config", &json!({"vcpu_count": 2, "mem_size_mib": 256}));
+    let script = "cd /tmp; dd if=/dev/urandom of=a bs=64k count=128 2>/dev/null
+        sum() { sha256sum | cut -d' ' -f1; }
+        dd if=a of=/dev/vda bs=64k conv=fsync 2>/dev/null
+        dd if=a of=/dev/vda bs=4k seek=2048 count=500 conv=fsync 2>/dev/null
+        echo 3 >/proc/sys/vm/drop_caches
+        [ $(dd if=/dev/vda bs=64k count=128 2>/dev/null | sum) = $(sum <a) ]
+        echo disk=$(sum </dev/vda); echo fixed=$(sum </dev/vdb)
+        [ $(cat /sys/block/vdb/ro) = 1 ]
+        if dd if=a of=/dev/vdb bs=512 count=1 2>/dev/null; then echo read-only was written; exit 1; fi
+        echo serials=$(cat /sys/block/vda/serial),$(cat /sys/block/vdb/serial),$(cat /sys/block/vdc/serial)
+        echo caches=$(cat /sys/block/vd[ac]/queue/write_cache)
+        echo rng=$(cat /sys/class/misc/hw_random/rng_current)
+        [ $(dd if=/dev/hwrng bs=512 count=4 2>/dev/null | wc -c) -gt 0 ]";
+    boot(&vm, "", script);
+    succeeds(&mut vm);
+    assert_eq!(printed(&vm, "disk"), sha256(&written));
+    assert_eq!(printed(&vm, "fixed"), sha256(&fixed));
+    assert_eq!(printed(&vm, "serials"), "first,fixed,YUN 20 characters ok");
+    assert_eq!(printed(&vm, "caches"), "write back write through");
+    assert!(printed(&vm, "rng").starts_with("virtio_rng"));
+}
+
+fn a_root_file_system_is_entered_by_is_root_device_and_an_image_is_swapped(bus: Bus) {
+    let mut vm = Vm::start(bus.flags());
+    let (root, small, large) = (vm.path("root"), vm.path("small"), vm.path("large"));
+    fs::copy(image("root.ext4"), &root).unwrap();
+    fs::write(&small, "small...".repeat(128)).unwrap();
+    fs::write(&large, "large...".repeat(1024)).unwrap();
+    // Named second, found first: the root device always is.
+    vm.put_drive("data", &small, &json!({}));
+    vm.put_drive("root", &root, &json!({"is_root_device": true}));
+    let script = "grep -q '^/dev/root / ext4 rw\\|^/dev/vda / ext4 rw' /proc/mounts
+        echo kept >/root/file; sync
+        echo before=$(cat /sys/block/vdb/size),$(head -c 8 /dev/vdb)
+        until [ $(cat /sys/block/vdb/size) = 16 ]; do sleep 0.1; done
+        echo 3 >/proc/sys/vm/drop_caches
+        echo after=$(tail -c 8 /dev/vdb)";
+    boot(&vm, "", script);
+    vm.prints("before=");
+    vm.prints("small...");
+    vm.patch("/drives/data", &json!({"drive_id": "data", "path_on_host": large}));
+    succeeds(&mut vm);
+    assert!(vm.console().contains("(root)"), "{}", vm.console());
+    assert_eq!(printed(&vm, "before"), "2,small...");
+    assert_eq!(printed(&vm, "after"), "large...");
+    // The guest's own file, out of the image.
+    let kept = super::host(&format!("debugfs -R 'cat /root/file' {} 2>/dev/null", root.display()));
+    assert_eq!(kept, "kept\n");
+}
+
+fn io_goes_on_unharmed_through_pauses(bus: Bus) {
+    let mut vm = Vm::start(bus.flags());
+    let disk = zeros(&vm.path("disk"), 32 << 20);
+    vm.put_drive("d", &disk, &json!({"cache_type": "Writeback"}));
+    let script =
+        "cd /tmp; dd if=/dev/urandom of=a bs=64k count=32 2>/dev/null; echo working; trap 'go=' USR1; go=y
+        (read -r word; kill -USR1 $$) </dev/console &
+        while [ $go ]; do for i in 0 1 2 3; do
+        dd if=a of=/dev/vda bs=8k seek=$((i * 256)) oflag=direct 2>/dev/null
+        dd if=/dev/vda bs=8k skip=$((i * 256)) count=256 iflag=direct 2>/dev/null | cmp - a; done; done
+        echo sum=$(sha256sum </dev/vda | cut -d' ' -f1)";
+    boot(&vm, "", script);
+    vm.prints("working");
+    let moved = || vm.metric("yun_block_write_bytes_total") + vm.metric("yun_block_read_bytes_total");
+    for _ in 0..8 {
+        vm.patch("/vm", &json!({"state": "Paused"}));
+        let before = moved();
+        thread::sleep(Duration::from_millis(100));
+        assert_eq!(moved(), before, "a paused guest's disk moved data");
+        vm.patch("/vm", &json!({"state": "Resumed"}));
+        super::common::eventually("more data", || (moved() > before).then_some(()));
+    }
+    vm.types(b"enough\n");
+    succeeds(&mut vm);
+    assert_eq!(printed(&vm, "sum"), sha256(&disk));
+}
