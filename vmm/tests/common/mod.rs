@@ -23,7 +23,7 @@ use tempfile::TempDir;
 use http::{Reply, request};
 
 /// How long anything may take that has no reason to take long. Generous: the machine may be busy, and emulated.
-pub const PATIENCE: Duration = Duration::from_secs(120);
+pub const PATIENCE: Duration = Duration::from_secs(240);
 
 /// How the guest finds its devices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

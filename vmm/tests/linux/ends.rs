@@ -28,7 +28,7 @@ fn a_kernel_panic_ends_with_10(bus: Bus) {
 }
 
 fn sigterm_makes_the_guest_switch_itself_off(bus: Bus) {
-    let mut vm = Vm::start(&[bus.flags(), &["--shutdown-timeout-ms", "170000"]].concat());
+    let mut vm = Vm::start(&[bus.flags(), &["--shutdown-timeout-ms", "200000"]].concat());
     boot(&vm, "yun.then=stay", "echo waiting");
     vm.prints("command ended");
     vm.signal(Signal::SIGTERM);
