@@ -5,7 +5,7 @@
 VIRTIOFSD_VERSION=1.14.0
 
 # l1_packages: everything that L1 and the making of it need, in one go: one after another takes minutes on a fresh machine.
-l1_packages() { packages_need qemu-system-x86 busybox-static cpio kmod lz4 xz-utils libcap-ng-dev libseccomp-dev iproute2; }
+l1_packages() { packages_need busybox-static cpio kmod lz4 xz-utils libcap-ng-dev libseccomp-dev iproute2; }
 
 # virtiofsd_build: prints the path of virtiofsd. Built from its crate (checksummed by cargo) because QEMU no longer brings one.
 virtiofsd_build() { locked virtiofsd _virtiofsd_build; }

@@ -1,9 +1,9 @@
 # shellcheck shell=bash
-# One run of one command inside L1. Needs base.sh, packages.sh, kernel.sh, initrd.sh, l1-build.sh.
+# One run of one command inside L1. Needs base.sh, packages.sh, kernel.sh, initrd.sh, l1-build.sh, l1-qemu.sh.
 # The caller sets these before l1_run (on-kvm's options do):
 #   L1_CPUS L1_MEMORY_MIB L1_TIMEOUT_S L1_TCG_THREAD L1_QEMU L1_SUITE L1_KVM_AMD L1_CLOCK L1_COMMAND_CPU L1_ENV (array) L1_KEEP
 
-L1_STATUS_OOPS=70       # L1's own kernel oopsed: the ground gave way, whatever the command was doing
+L1_STATUS_OOPS=70       # L1's own kernel oopsed: the ground gave way (or it stood still), whatever the command was doing
 L1_STATUS_VANISHED=71   # L1 ended and left neither a status nor an oops
 L1_STATUS_TIMEOUT=124   # as timeout(1) has it
 
@@ -14,6 +14,7 @@ L1_OOPS='Kernel panic|Oops:|BUG: |general protection fault|stack guard page was 
 l1_run() {
     local kernel initrd virtiofsd
     [ "$(id -u)" = 0 ] || die "L1 shares this machine's root file system, which only root can do: run as root"
+    [ -n "$L1_QEMU" ] || L1_QEMU=$(l1_qemu_fetch)
     kernel=$(kernel_fetch "$L1_SUITE"); initrd=$(l1_initrd "$kernel"); virtiofsd=$(virtiofsd_build)
 
     # The kernel distrusts the TSCs of a machine with two AMD CPUs and no constant_tsc flag; QEMU's are one and the same clock.
@@ -68,11 +69,15 @@ _l1_wait_for_socket() {
     cat "$1/virtiofsd.log" >&2; die "virtiofsd did not start"
 }
 
-# Waits for QEMU to end; false if the time is over first. A stop L1 cannot notice itself (a wedged vCPU) ends here too.
+# Waits for QEMU to end; false if the time is over first, or if L1 stands still: a kernel that lives uses some CPU time, if only
+# for its clock, so none at all in a minute means that every CPU waits for an interrupt that was lost.
 _l1_await() {
-    local end=$((SECONDS + L1_TIMEOUT_S))
+    local end=$((SECONDS + L1_TIMEOUT_S)) used before='' since=$SECONDS
     while kill -0 "$1" 2>/dev/null; do
         if [ "$SECONDS" -ge "$end" ]; then : >"$L1_RUN/timed-out"; return 1; fi
+        used=$(cut -d' ' -f14,15 "/proc/$1/stat" 2>/dev/null) || break
+        if [ "$used" != "$before" ]; then before=$used since=$SECONDS; fi
+        if [ $((SECONDS - since)) -ge 60 ]; then : >"$L1_RUN/stands-still"; return 1; fi
         sleep 0.1
     done
 }
@@ -82,9 +87,9 @@ _l1_verdict() {
     if [ -s "$run/status" ]; then return "$(cat "$run/status")"; fi
     local saved; saved=$YUN_CACHE/l1-failures/$(date +%Y%m%d-%H%M%S)-${run##*/}
     mkdir -p "$saved"; cp "$run"/{console,qemu.log,virtiofsd.log,command,out,err} "$saved/"
-    signature=$(grep -a -m1 -E "$L1_OOPS" "$run/console" | tr -d '\r' || true)
+    if [ -e "$run/stands-still" ]; then signature='it stands still, all its CPUs halted'; else signature=$(grep -a -m1 -E "$L1_OOPS" "$run/console" | tr -d '\r' || true); fi
     if [ -n "$signature" ]; then
-        say "L1's own kernel failed: $signature"; say "its console: $saved/console"; return "$L1_STATUS_OOPS"
+        say "L1 itself failed: $signature"; say "its console: $saved/console"; return "$L1_STATUS_OOPS"
     elif [ -e "$run/timed-out" ]; then
         say "not done after $L1_TIMEOUT_S s, stopped; L1's console: $saved/console"; return "$L1_STATUS_TIMEOUT"
     else

@@ -81,3 +81,24 @@ _package_unpack() {
     dpkg-deb -x "$deb" "$dir"
     printf '%s %s\n' "$(dpkg-deb -W "$deb" | tr '\t' ' ')" "$(cut -d' ' -f1 "$deb.sha256")" >>"$dir/.packages"
 }
+
+# packages_unpack_closed SUITE PACKAGE DIR: the package with everything it depends on, down to libc, under DIR; nothing installed. What is
+# in there runs on another release of Debian, started by its own loader.
+packages_unpack_closed() { locked apt _packages_unpack_closed "$@"; }
+
+_packages_unpack_closed() {
+    local suite=$1 package=$2 dir=$3 options deb debs=$YUN_CACHE/apt/$1/cache/archives
+    _packages_update "$suite"
+    mapfile -t options < <(_suite_options "$suite")
+    : >"$YUN_CACHE/apt/$suite/nothing-installed"
+    options+=(-o "Dir::State::status=$YUN_CACHE/apt/$suite/nothing-installed" --no-install-recommends --download-only install "$package")
+    rm -f "$debs"/*.deb
+    _apt_get "${options[@]}" >"$YUN_CACHE/apt.log" 2>&1 || { _packages_update "$suite" anew && _apt_get "${options[@]}" >"$YUN_CACHE/apt.log" 2>&1; } ||
+        { tail -n 20 "$YUN_CACHE/apt.log" >&2; die "could not fetch $package of $suite"; }
+    mkdir -p "$dir"
+    for deb in "$debs"/*.deb; do
+        dpkg-deb -x "$deb" "$dir"
+        printf '%s %s\n' "$(dpkg-deb -W "$deb" | tr '\t' ' ')" "$(sha256sum <"$deb" | cut -d' ' -f1)" >>"$dir/.packages"
+    done
+    rm -f "$debs"/*.deb
+}
