@@ -1,0 +1,206 @@
+"""The VMMs that take part: how each is started, given the same machine, and told to run it."""
+
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import threading
+import time
+
+MEMORY_MIB = 256
+
+
+class Guest:
+    """What every VMM is asked to run."""
+
+    def __init__(self, images, drive, tap, cmdline):
+        self.kernel = f"{images}/vmlinux"
+        self.initrd = f"{images}/initrd.img"
+        self.drive = drive
+        self.tap = tap
+        self.mac = "06:00:ac:14:00:02"
+        self.cmdline = cmdline
+
+
+class UnixHttp(http.client.HTTPConnection):
+    def __init__(self, path):
+        super().__init__("localhost", timeout=60)
+        self.path = path
+
+    def connect(self):
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self.path)
+
+
+class Console:
+    """Reads the guest's console as it comes; keeps each line with the moment it was complete."""
+
+    def __init__(self, pipe):
+        self.lines = []
+        self.ended = False
+        self.changed = threading.Condition()
+        self.thread = threading.Thread(target=self._read, args=(pipe,), daemon=True)
+        self.thread.start()
+
+    def _read(self, pipe):
+        rest = b""
+        while True:
+            chunk = os.read(pipe.fileno(), 65536)
+            now = time.monotonic()
+            with self.changed:
+                *lines, rest = (rest + chunk).split(b"\n")
+                self.lines += [(now, line.decode(errors="replace").strip()) for line in lines]
+                self.ended = not chunk
+                self.changed.notify_all()
+            if not chunk:
+                return
+
+    def wait(self, text, seconds):
+        """The moment and the line that contains `text`, or an error that shows what came instead."""
+        deadline = time.monotonic() + seconds
+        with self.changed:
+            seen = 0
+            while True:
+                for moment, line in self.lines[seen:]:
+                    if text in line:
+                        return moment, line
+                seen = len(self.lines)
+                left = deadline - time.monotonic()
+                if self.ended or left <= 0:
+                    tail = "\n".join(line for _, line in self.lines[-15:])
+                    raise RuntimeError(f"'{text}' did not come: {'VMM ended' if self.ended else 'too late'}\n{tail}")
+                self.changed.wait(left)
+
+
+class Vmm:
+    """One VMM process. `start` returns when it could be told to run the guest, `run` runs it and returns the moment it was told."""
+
+    name = ""
+    transport = ""
+
+    def __init__(self, binary, work):
+        self.binary = binary
+        self.work = work
+        self.process = None
+        self.console = None
+
+    def spawn(self, arguments):
+        self.process = subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        return self.process.pid
+
+    def watch(self):
+        self.console = Console(self.process.stdout)
+
+    def end(self):
+        if self.process is None:
+            return
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+        self.process.stdin.close()
+        if self.console:
+            self.console.thread.join()
+        self.process.stdout.close()
+        self.process = None
+
+
+class Rest(Vmm):
+    """Firecracker, or anything that answers to its API."""
+
+    options = ()
+
+    def launch(self):
+        """Starts the process; the moment before that."""
+        self.socket = f"{self.work}/api.sock"
+        for leftover in (self.socket, f"{self.work}/log"):
+            if os.path.exists(leftover):
+                os.unlink(leftover)
+        open(f"{self.work}/log", "w").close()
+        before = time.monotonic()
+        self.spawn([self.binary, "--api-sock", self.socket, "--id", "bench", "--log-path", f"{self.work}/log", "--level", "Warn", *self.options])
+        return before
+
+    def answer(self):
+        """Waits until GET / is answered; the moment it was."""
+        while True:
+            try:
+                self.http = UnixHttp(self.socket)
+                self.http.connect()
+                break
+            except (FileNotFoundError, ConnectionRefusedError):
+                if self.process.poll() is not None:
+                    raise RuntimeError(f"{self.name} ended at once") from None
+                time.sleep(0.0005)
+        self.http.request("GET", "/")
+        reply = self.http.getresponse()
+        reply.read()
+        moment = time.monotonic()
+        if reply.status != 200:
+            raise RuntimeError(f"{self.name}: GET / answered {reply.status}")
+        return moment
+
+    def put(self, path, body):
+        self.http.request("PUT", path, json.dumps(body), {"Content-Type": "application/json"})
+        reply = self.http.getresponse()
+        text = reply.read()
+        if reply.status != 204:
+            raise RuntimeError(f"{self.name}: PUT {path} answered {reply.status} {text}")
+
+    def run(self, guest):
+        self.launch()
+        self.watch()
+        self.answer()
+        self.put("/boot-source", {"kernel_image_path": guest.kernel, "initrd_path": guest.initrd, "boot_args": guest.cmdline})
+        self.put("/machine-config", {"vcpu_count": 1, "mem_size_mib": MEMORY_MIB})
+        self.put("/drives/d", {"drive_id": "d", "path_on_host": guest.drive, "is_root_device": False, "is_read_only": True})
+        self.put("/network-interfaces/eth0", {"iface_id": "eth0", "host_dev_name": guest.tap, "guest_mac": guest.mac})
+        before = time.monotonic()
+        self.put("/actions", {"action_type": "InstanceStart"})
+        return before
+
+
+class YunMmio(Rest):
+    name, transport = "yun-mmio", "mmio"
+
+
+class YunPci(Rest):
+    name, transport, options = "yun-pci", "pci", ("--enable-pci",)
+
+
+class Firecracker(Rest):
+    name, transport = "firecracker", "mmio"
+
+
+class Qemu(Vmm):
+    """Its data path at its best in userspace: an I/O thread for the drive, no vhost."""
+
+    machine = ()
+    block = net = ""
+
+    def run(self, guest):
+        before = time.monotonic()
+        self.spawn([
+            self.binary, "-enable-kvm", "-cpu", "host", "-smp", "1", "-m", str(MEMORY_MIB), "-nodefaults", "-no-user-config", "-display", "none", "-serial", "stdio", "-no-reboot",
+            *self.machine, "-kernel", guest.kernel, "-initrd", guest.initrd, "-append", guest.cmdline, "-object", "iothread,id=io",
+            "-drive", f"id=d,file={guest.drive},format=raw,if=none,read-only=on,aio=io_uring", "-device", f"{self.block},drive=d,iothread=io",
+            "-netdev", f"tap,id=n,ifname={guest.tap},script=no,downscript=no,vhost=off", "-device", f"{self.net},netdev=n,mac={guest.mac}",
+        ])
+        self.watch()
+        return before
+
+
+class QemuMicrovm(Qemu):
+    name, transport = "qemu-microvm", "mmio"
+    machine = ("-M", "microvm,x-option-roms=off,pit=off,pic=off,rtc=off,isa-serial=on,auto-kernel-cmdline=off", "-global", "virtio-mmio.force-legacy=false")
+    block, net = "virtio-blk-device", "virtio-net-device"
+
+
+class QemuQ35(Qemu):
+    name, transport = "qemu-q35", "pci"
+    machine = ("-M", "q35")
+    block, net = "virtio-blk-pci,disable-legacy=on", "virtio-net-pci,disable-legacy=on,romfile="
+
+
+ALL = (YunMmio, YunPci, Firecracker, QemuMicrovm, QemuQ35)
