@@ -307,7 +307,7 @@ impl Vm {
         while !self.console().contains(text) {
             let ended = self.child.0.try_wait().unwrap();
             if (ended.is_some() && !self.console.whole().contains(text)) || Instant::now() > deadline {
-                panic!("the guest did not print {text:?} ({ended:?})\n{}\n{}", self.console(), self.log());
+                panic!("the guest did not print {text:?} ({ended:?})\n{}", self.state());
             }
             thread::sleep(Duration::from_millis(5));
         }
@@ -363,8 +363,9 @@ impl Vm {
     /// Processor time that its threads of this name have had, in clock ticks.
     pub fn ticks(&self, thread: &str) -> u64 {
         let mut ticks = 0;
-        for task in fs::read_dir(format!("/proc/{}/task", self.pid())).unwrap() {
-            let Ok(stat) = fs::read_to_string(task.unwrap().path().join("stat")) else { continue };
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.pid()));
+        for task in tasks.into_iter().flatten().flatten() {
+            let Ok(stat) = fs::read_to_string(task.path().join("stat")) else { continue };
             // "pid (name) state ppid ...": user and system time are the 14th and 15th field (proc(5)).
             let (name, rest) = stat.split_once('(').unwrap().1.rsplit_once(')').unwrap();
             if name.starts_with(thread) {
@@ -373,6 +374,23 @@ impl Vm {
             }
         }
         ticks
+    }
+
+    /// What a failed wait has to show: console, log, and what each thread does. A vCPU that sleeps has halted, and no
+    /// interrupt woke it.
+    fn state(&self) -> String {
+        let mut text = format!("{}\n{}", self.console(), self.log());
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.pid()));
+        for task in tasks.into_iter().flatten().flatten() {
+            let read = |name| fs::read_to_string(task.path().join(name)).unwrap_or_default();
+            let (name, wchan) = (read("comm"), read("wchan"));
+            let state = read("stat").rsplit(") ").next().and_then(|rest| rest.chars().next());
+            let ticks = self.ticks(name.trim());
+            thread::sleep(Duration::from_millis(200));
+            let ran = self.ticks(name.trim()).saturating_sub(ticks);
+            text += &format!("{}: {state:?} in {wchan:?}, {ran} ticks in 200 ms\n", name.trim());
+        }
+        text
     }
 
     /// Resident memory in KiB.
@@ -395,7 +413,7 @@ impl Vm {
                 return status.code().unwrap_or_else(|| panic!("{status}\n{}", self.log()));
             }
             if Instant::now() > deadline {
-                panic!("no end after {PATIENCE:?}\n{}\n{}", self.console(), self.log());
+                panic!("no end after {PATIENCE:?}\n{}", self.state());
             }
             thread::sleep(Duration::from_millis(5));
         }
