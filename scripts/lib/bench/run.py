@@ -155,7 +155,7 @@ class Bench:
             if "exits" in counters:
                 found.append(("boot-exits", counters["exits"], {}))
             for case in [case for case in CASES if f"\nf {case} " in guest_script(self.options.only, 0)]:
-                peer.console.wait(f"bench: begin {case}", 240)
+                peer.console.wait(f"bench: begin {case}", 90)
                 if case == "idle":
                     time.sleep(1)
                 began = time.monotonic()
@@ -164,7 +164,7 @@ class Bench:
                     time.sleep(self.seconds)
                     output = ""
                 else:
-                    _, output = peer.console.wait(f"bench: end {case}", 240)
+                    _, output = peer.console.wait(f"bench: end {case}", 90)
                 used = difference(readings.cpu_ms_by_thread(pid), threads)
                 beside = {"seconds": time.monotonic() - began, "threads": used, "kvm": difference(readings.exits(pid), counters)}
                 if case == "idle":
@@ -175,7 +175,7 @@ class Bench:
                     found.append((case, figure(case, output), {**beside, "output": output if self.options.verbose else ""}))
         except (RuntimeError, OSError, StopIteration, TypeError) as error:
             self.samples.append({"round": round_, "vmm": kind.name, "case": "failed", "error": str(error) or repr(error)})
-            print(f"{kind.name}: failed: {error!r} {peer.console and peer.console.lines[-3:]}")
+            print(f"  {kind.name} failed: {str(error).splitlines()[0] if str(error) else repr(error)}")
         finally:
             peer.end()
             server.kill()
