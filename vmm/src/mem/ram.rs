@@ -173,6 +173,6 @@ mod tests {
     fn absurd_sizes_are_an_error_not_an_abort() {
         let error =
             GuestRam::new(&[(GuestAddress(0), 1 << 60)], Backing::default()).err().unwrap().to_string();
-        assert_eq!(error, "Cannot create mmap region: Cannot allocate memory (os error 12)");
+        assert_eq!(error, "Cannot create mmap region: Out of memory (os error 12)");
     }
 }
