@@ -60,7 +60,8 @@ impl Console {
         })
     }
 
-    /// Sends output to `path` instead of standard output, and takes over the terminal if input comes from one. To be
+    /// Sends output to `path` instead of standard output, and takes over the terminal if input comes from one that this
+    /// process has in the foreground. To be
     /// called when the guest starts.
     ///
     /// # Errors
@@ -69,8 +70,8 @@ impl Console {
         if let Some(path) = path {
             self.output = Output::file(path)?;
         }
-        let is_terminal = io::IsTerminal::is_terminal(&self.stdin);
-        if is_terminal && !self.raw_terminal && self.stdin.lock().set_raw_mode().is_ok() {
+        let ours = io::IsTerminal::is_terminal(&self.stdin) && self.may_touch_input();
+        if ours && !self.raw_terminal && self.stdin.lock().set_raw_mode().is_ok() {
             self.raw_terminal = true;
         }
         Ok(())
@@ -110,6 +111,16 @@ impl Console {
         poll(&mut fds, PollTimeout::ZERO).is_ok_and(|n| n > 0)
     }
 
+    /// Whether reading input, or changing how the terminal works, is allowed: a process in the background of a shell is
+    /// stopped for either.
+    fn may_touch_input(&self) -> bool {
+        match nix::unistd::tcgetpgrp(&self.stdin) {
+            Ok(foreground) => foreground == nix::unistd::getpgrp(),
+            // Not a terminal, or not ours to be stopped by.
+            Err(_) => true,
+        }
+    }
+
     /// Hands input to the guest, as much as it has room for. Without a guest it stays where it is.
     pub fn take_input(&mut self) {
         let serial = self.serial.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -117,7 +128,8 @@ impl Console {
         loop {
             let taken = serial.enqueue(&self.pending);
             self.pending.drain(..taken);
-            if !self.pending.is_empty() || !Self::readiness(&self.stdin, PollFlags::POLLIN) {
+            let more = self.may_touch_input() && Self::readiness(&self.stdin, PollFlags::POLLIN);
+            if !self.pending.is_empty() || !more {
                 return;
             }
             let mut bytes = [0; INPUT];
