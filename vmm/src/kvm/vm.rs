@@ -7,14 +7,22 @@ use devices::irq::Line;
 use devices::mem::Ram;
 use devices::pci::msix::{MsixMessage, MsixSink};
 use kvm_bindings::{
-    KVM_PIT_SPEAKER_DUMMY, kvm_cpuid_entry2, kvm_msi, kvm_pit_config, kvm_userspace_memory_region,
+    KVM_PIT_SPEAKER_DUMMY, kvm_cpuid_entry2, kvm_msi, kvm_pit_config, kvm_reinject_control,
+    kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, NoDatamatch, VmFd};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
+use vmm_sys_util::ioctl::ioctl_with_ref;
 
 use super::{KvmError, ioctl};
 use crate::arch::x86_64::{cpuid, layout};
+
+#[allow(missing_docs)] // the macro makes the function public, this module does not
+mod ioctls {
+    vmm_sys_util::ioctl_io_nr!(KVM_REINJECT_CONTROL, kvm_bindings::KVMIO, 0x71);
+}
+use ioctls::KVM_REINJECT_CONTROL;
 
 /// A virtual machine without vCPUs: RAM mapped, interrupt chips in the kernel.
 pub struct Vm {
@@ -65,7 +73,19 @@ impl Vm {
         vm.fd.create_irq_chip().map_err(ioctl("KVM_CREATE_IRQCHIP"))?;
         let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
         vm.fd.create_pit2(pit).map_err(ioctl("KVM_CREATE_PIT2"))?;
+        vm.drop_missed_ticks();
         Ok(vm)
+    }
+
+    /// Has the PIT drop ticks that the guest was too slow for instead of sending them later: a guest that lives by the PIT
+    /// (without ACPI, say) on a slow host would do nothing but catch up. Its clock is kvm-clock, which needs no ticks.
+    fn drop_missed_ticks(&self) {
+        let control = kvm_reinject_control { pit_reinject: 0, ..Default::default() };
+        // SAFETY: the ioctl reads the struct, which outlives the call.
+        let result = unsafe { ioctl_with_ref(&*self.fd, KVM_REINJECT_CONTROL(), &control) };
+        if result < 0 {
+            log::debug!("KVM_REINJECT_CONTROL: {}", std::io::Error::last_os_error());
+        }
     }
 
     fn map_ram(&self) -> Result<(), KvmError> {
