@@ -22,6 +22,8 @@ l1_run() {
     local clock=''; [ "$L1_CLOCK" = hpet ] || clock=tsc=reliable
     local run; mkdir -p "$YUN_CACHE/run"; run=$(mktemp -d "$YUN_CACHE/run/XXXXXXXX")
     _l1_describe_run "$run" "$kernel" "$@"
+    # A reader that has gone must not keep us from cleaning up.
+    trap '' PIPE
     trap '_l1_stop' EXIT; trap 'exit 130' INT; trap 'exit 143' TERM; trap 'exit 129' HUP
     L1_RUN=$run L1_PIDS=()
     # The helpers die with this script, even if it is killed outright.
