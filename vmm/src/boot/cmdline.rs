@@ -3,10 +3,6 @@
 use crate::arch::x86_64::acpi::MmioDevice;
 use crate::arch::x86_64::layout;
 
-/// Firecracker's default, which its clients rely on.
-pub const DEFAULT: &str =
-    "reboot=k panic=1 nomodule 8250.nr_uarts=0 i8042.noaux i8042.nomux i8042.dumbkbd swiotlb=noforce";
-
 /// Why a command line can't be used.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CmdlineError {

@@ -2,7 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
@@ -83,12 +83,6 @@ impl Disk {
         }
         Ok(Self { file: Arc::new(file), read_only, sectors: bytes / SECTOR })
     }
-
-    /// Whether it was opened for reading only.
-    #[must_use]
-    pub fn read_only(&self) -> bool {
-        self.read_only
-    }
 }
 
 impl Backend for Disk {
@@ -106,13 +100,6 @@ impl Backend for Disk {
 
     fn flush(&mut self) -> io::Result<()> {
         self.file.sync_data()
-    }
-}
-
-/// So that a log line can name the descriptor.
-impl AsRawFd for Disk {
-    fn as_raw_fd(&self) -> std::os::fd::RawFd {
-        self.file.as_raw_fd()
     }
 }
 
