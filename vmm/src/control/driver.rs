@@ -131,7 +131,8 @@ const TOKEN_STDIN: u64 = 3;
 const TOKEN_STDOUT: u64 = 4;
 const TOKEN_CONSOLE: u64 = 5;
 
-/// Blocks the signals that the driver takes, in this thread and all it starts. To be called before any thread is.
+/// Blocks the signals that the driver takes, in this thread and all it starts, and SIGPIPE, which nobody takes: a reader
+/// that has gone is an error of the write. To be called before any thread is started.
 ///
 /// # Errors
 /// What the kernel said.
@@ -141,6 +142,7 @@ pub fn block_signals() -> io::Result<SigSet> {
         set.add(signal);
     }
     set.thread_block()?;
+    SigSet::from(Signal::SIGPIPE).thread_block()?;
     Ok(set)
 }
 

@@ -3,6 +3,7 @@
 
 pub mod console;
 pub mod disk;
+pub mod stdio;
 pub mod tap;
 
 use std::fs::{File, OpenOptions};
