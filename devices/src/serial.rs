@@ -16,7 +16,9 @@ use vm_superio::Trigger;
 use vm_superio::serial::SerialEvents;
 
 use crate::bus::BusDevice;
+use crate::clock::monotonic_ns;
 use crate::irq::Line;
+use crate::limiter::{BucketSpec, TokenBucket};
 
 /// Ports of the UART.
 pub const PORTS: u64 = 8;
@@ -25,9 +27,36 @@ pub const PORTS: u64 = 8;
 /// has read all of an input that did not fit as a whole.
 pub type Wake = Box<dyn Fn() + Send + Sync>;
 
+/// What a guest may print unless told otherwise: enough for any boot, too little to fill a disk before somebody looks.
+pub const LIMIT_DEFAULT: BucketSpec = BucketSpec { size: 1 << 20, one_time_burst: 0, refill_time_ms: 1000 };
+
+/// Bytes that wait, and how many may join them.
+struct Waiting {
+    bytes: VecDeque<u8>,
+    limit: Option<TokenBucket>,
+}
+
+impl Waiting {
+    /// How many of `len` bytes are admitted, `room` at most.
+    fn admit(&mut self, len: usize, room: usize) -> usize {
+        let fits = len.min(room);
+        match &mut self.limit {
+            None => fits,
+            // A UART prints a byte at a time: what a longer text loses is all of it.
+            Some(limit) => {
+                if limit.consume(monotonic_ns(), fits as u64).is_ok() {
+                    fits
+                } else {
+                    0
+                }
+            }
+        }
+    }
+}
+
 /// Console output on its way out of the process.
 pub struct ConsoleBuffer {
-    bytes: Mutex<VecDeque<u8>>,
+    waiting: Mutex<Waiting>,
     capacity: usize,
     wake: Wake,
     taken: AtomicU64,
@@ -35,11 +64,14 @@ pub struct ConsoleBuffer {
 }
 
 impl ConsoleBuffer {
-    /// A buffer for `capacity` bytes; memory is used as output comes.
+    /// A buffer for `capacity` bytes, with [`LIMIT_DEFAULT`]; memory is used as output comes.
     #[must_use]
     pub fn new(capacity: usize, wake: Wake) -> Arc<Self> {
         Arc::new(Self {
-            bytes: Mutex::default(),
+            waiting: Mutex::new(Waiting {
+                bytes: VecDeque::new(),
+                limit: TokenBucket::new(&LIMIT_DEFAULT, monotonic_ns()),
+            }),
             capacity,
             wake,
             taken: AtomicU64::new(0),
@@ -47,17 +79,23 @@ impl ConsoleBuffer {
         })
     }
 
-    fn bytes(&self) -> MutexGuard<'_, VecDeque<u8>> {
-        self.bytes.lock().unwrap_or_else(PoisonError::into_inner)
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Appends what fits of `output`; the rest is dropped and counted. Never blocks.
+    /// Limits output to `limit` bytes from now on; a limit of 0 is none.
+    pub fn set_limit(&self, limit: &BucketSpec) {
+        self.waiting().limit = TokenBucket::new(limit, monotonic_ns());
+    }
+
+    /// Appends what fits of `output` and the limit allows; the rest is dropped and counted. Never blocks.
     pub fn push(&self, output: &[u8]) {
-        let mut bytes = self.bytes();
-        let was_empty = bytes.is_empty();
-        let fits = output.len().min(self.capacity - bytes.len());
-        bytes.extend(&output[..fits]);
-        drop(bytes);
+        let mut waiting = self.waiting();
+        let was_empty = waiting.bytes.is_empty();
+        let room = self.capacity - waiting.bytes.len();
+        let fits = waiting.admit(output.len(), room);
+        waiting.bytes.extend(&output[..fits]);
+        drop(waiting);
         self.taken.fetch_add(fits as u64, Ordering::Relaxed);
         self.dropped.fetch_add((output.len() - fits) as u64, Ordering::Relaxed);
         if was_empty && fits > 0 {
@@ -72,16 +110,16 @@ impl ConsoleBuffer {
     pub fn drain(&self, max: usize, sink: impl FnOnce(&[u8]) -> io::Result<usize>) -> io::Result<usize> {
         // Copied out, so that a vCPU never waits for the sink.
         let mut chunk = Vec::with_capacity(max.min(self.capacity));
-        chunk.extend(self.bytes().iter().take(max));
+        chunk.extend(self.waiting().bytes.iter().take(max));
         if chunk.is_empty() {
             return Ok(0);
         }
         let took = sink(&chunk)?.min(chunk.len());
-        let mut bytes = self.bytes();
-        bytes.drain(..took);
-        if bytes.is_empty() {
+        let mut waiting = self.waiting();
+        waiting.bytes.drain(..took);
+        if waiting.bytes.is_empty() {
             // Memory that a burst of output took is given back.
-            bytes.shrink_to(256);
+            waiting.bytes.shrink_to(256);
         }
         Ok(took)
     }
@@ -89,10 +127,10 @@ impl ConsoleBuffer {
     /// Whether nothing waits.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.bytes().is_empty()
+        self.waiting().bytes.is_empty()
     }
 
-    /// Bytes accepted, and bytes dropped for want of room, since the start.
+    /// Bytes accepted, and bytes dropped for want of room or because of the limit, since the start.
     #[must_use]
     pub fn counts(&self) -> (u64, u64) {
         (self.taken.load(Ordering::Relaxed), self.dropped.load(Ordering::Relaxed))
@@ -208,6 +246,22 @@ mod tests {
         });
         let buffer = ConsoleBuffer::new(capacity, wake);
         (Serial::new(Arc::new(Quiet), Arc::clone(&buffer)), buffer, wakes)
+    }
+
+    #[test]
+    fn output_beyond_the_limit_is_dropped_and_counted_and_comes_again_with_time() {
+        let buffer = ConsoleBuffer::new(64, Box::new(|| ()));
+        buffer.set_limit(&BucketSpec { size: 4, one_time_burst: 2, refill_time_ms: 1_000_000 });
+        (0..10u8).for_each(|byte| buffer.push(&[byte]));
+        assert_eq!(buffer.counts(), (6, 4));
+        buffer.set_limit(&BucketSpec { size: 1, one_time_burst: 0, refill_time_ms: 1 });
+        buffer.push(b"a");
+        std::thread::sleep(std::time::Duration::from_millis(2));
+        buffer.push(b"b");
+        assert_eq!(buffer.counts(), (8, 4));
+        buffer.set_limit(&BucketSpec::default());
+        (0..10u8).for_each(|byte| buffer.push(&[byte]));
+        assert_eq!(buffer.counts(), (18, 4));
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::time::Duration;
 use lexopt::prelude::{Long, Short, ValueExt};
 
 use crate::api::BODY_LEN_MAX_DEFAULT;
+use crate::sandbox::seccomp::Seccomp;
 use crate::spec::{InstanceId, LogLevel, Logger};
 
 /// Status with which the process ends if its command line was refused; Firecracker's.
@@ -54,8 +55,12 @@ Log and metrics
       --metrics-path PATH   File or FIFO for the metrics, one line of JSON a minute
 
 Confinement
-      --seccomp-filter PATH Accepted, without effect in this build
-      --no-seccomp          Accepted, without effect in this build
+      --no-seccomp          Let the process make any system call; for finding faults, not for guests of others
+      --seccomp-filter PATH Accepted, without effect: the filters are part of this program
+      --lock-memory         Never swap guest memory out; needs a memlock limit as large as it
+      --core-scheduling     Run beside no other process on the SMT siblings of a core
+      --api-peer-uid UID    Answer only clients of this user, by the kernel's word (SO_PEERCRED); repeatable. The socket
+                            then lets every user connect. Without it, it lets its owner only
 
 Start times, for the metrics; given by who starts this process
       --start-time-us US    Monotonic time at which it was started
@@ -67,8 +72,8 @@ Start times, for the metrics; given by who starts this process
   -V, --version             Print the version, and end
   -h, --help                Print this, and end
 
-The process ends with 0 if the guest powers off or reboots, 1 on an error, 152 if the configuration file is refused,
-153 if the command line is refused.
+The process ends with 0 if the guest powers off or reboots, 1 on an error, 148 if it made a system call that it may not
+make, 152 if the configuration file is refused, 153 if the command line is refused.
 ";
 
 /// What to do when the guest reboots.
@@ -117,6 +122,14 @@ pub struct Args {
     pub shutdown_timeout: Duration,
     /// Whether guest memory asks for transparent huge pages.
     pub transparent_huge_pages: bool,
+    /// Whether threads confine themselves to the system calls they need.
+    pub seccomp: Seccomp,
+    /// Whether guest memory is never swapped out.
+    pub lock_memory: bool,
+    /// Whether to share no core with another process.
+    pub core_scheduling: bool,
+    /// Users whose requests are answered; all that may connect, if empty.
+    pub api_peer_uids: Vec<u32>,
     /// For the metrics.
     pub start_times: StartTimes,
     /// What to log as a warning once there is a log.
@@ -137,6 +150,10 @@ impl Default for Args {
             on_reboot: OnReboot::default(),
             shutdown_timeout: Duration::from_secs(30),
             transparent_huge_pages: true,
+            seccomp: Seccomp::On,
+            lock_memory: false,
+            core_scheduling: false,
+            api_peer_uids: Vec::new(),
             start_times: StartTimes::default(),
             warnings: Vec::new(),
         }
@@ -222,9 +239,13 @@ impl Invocation {
                 "metrics-path" => args.metrics_path = Some(parser.value()?.string()?),
                 "seccomp-filter" => {
                     parser.value()?;
-                    args.warnings.push("--seccomp-filter has no effect in this build.".to_owned());
+                    let text = "--seccomp-filter has no effect: the filters are part of this program.";
+                    args.warnings.push(text.to_owned());
                 }
-                "no-seccomp" => args.warnings.push("--no-seccomp has no effect in this build.".to_owned()),
+                "no-seccomp" => args.seccomp = Seccomp::Off,
+                "lock-memory" => args.lock_memory = true,
+                "core-scheduling" => args.core_scheduling = true,
+                "api-peer-uid" => args.api_peer_uids.push(parser.value()?.parse()?),
                 "start-time-us" => args.start_times.start_us = Some(parser.value()?.parse()?),
                 "start-time-cpu-us" => args.start_times.start_cpu_us = Some(parser.value()?.parse()?),
                 "parent-cpu-time-us" => args.start_times.parent_cpu_us = Some(parser.value()?.parse()?),
@@ -287,7 +308,8 @@ mod tests {
         let all = "--api-sock /a --id vm-1 --config-file /c --log-path /l --level debug --module vmm --show-level \
                    --show-log-origin --metrics-path /m --boot-timer --enable-pci --http-api-max-payload-size 100 \
                    --no-seccomp --seccomp-filter /f --start-time-us 1 --start-time-cpu-us 2 --parent-cpu-time-us 3 \
-                   --on-reboot reset --shutdown-timeout-ms 50 --no-thp";
+                   --on-reboot reset --shutdown-timeout-ms 50 --no-thp --lock-memory --core-scheduling \
+                   --api-peer-uid 7 --api-peer-uid 8";
         let expected = Args {
             api_sock: Some("/a".into()),
             id: InstanceId::parse("vm-1").unwrap(),
@@ -306,10 +328,13 @@ mod tests {
             on_reboot: OnReboot::Reset,
             shutdown_timeout: Duration::from_millis(50),
             transparent_huge_pages: false,
+            seccomp: Seccomp::Off,
+            lock_memory: true,
+            core_scheduling: true,
+            api_peer_uids: vec![7, 8],
             start_times: StartTimes { start_us: Some(1), start_cpu_us: Some(2), parent_cpu_us: Some(3) },
             warnings: vec![
-                "--no-seccomp has no effect in this build.".to_owned(),
-                "--seccomp-filter has no effect in this build.".to_owned(),
+                "--seccomp-filter has no effect: the filters are part of this program.".to_owned(),
             ],
         };
         assert_eq!(args(all), expected);

@@ -19,6 +19,7 @@
 //! | [`kvm`] | ioctls; `unsafe` |
 //! | [`mem`] | guest RAM on the host, vectored I/O into it; `unsafe` |
 //! | [`host`] | disk images, TAP devices, the console's ends; `unsafe` for the TAP's ioctls |
+//! | [`sandbox`] | seccomp, Landlock and the like; `unsafe` |
 //! | [`events`], [`metrics`], [`logger`] | what happened, how often, and in words |
 //!
 //! # Threads
@@ -50,6 +51,7 @@ pub mod machine;
 pub mod mem;
 pub mod metrics;
 mod output;
+pub mod sandbox;
 pub mod spec;
 mod utc;
 pub mod vcpu;

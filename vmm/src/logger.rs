@@ -5,10 +5,13 @@
 
 use std::fmt::Write as _;
 use std::io::{self, Write};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock};
 use std::thread;
 
+use devices::clock::monotonic_ns;
+use devices::limiter::{BucketSpec, TokenBucket};
 use log::{Level, LevelFilter, Log, Metadata, Record};
 
 use crate::output::Output;
@@ -20,13 +23,21 @@ const LINE_LEN_MAX: usize = 4096;
 
 static LOGGER: OnceLock<Logger> = OnceLock::new();
 static MISSED: AtomicU64 = AtomicU64::new(0);
+/// Where the log goes; standard output to begin with.
+static RAW_FD: AtomicI32 = AtomicI32::new(1);
 
 /// How many lines were dropped so far.
 pub fn missed() -> u64 {
     MISSED.load(Ordering::Relaxed)
 }
 
-/// Starts logging, to standard output, at level Info. Call it once, first of all.
+/// The log's descriptor, for a signal's handler: it may have been closed and be another file a moment later.
+#[must_use]
+pub fn raw_fd() -> RawFd {
+    RAW_FD.load(Ordering::Relaxed)
+}
+
+/// Starts logging at level Info. Call it once, first of all; nothing is written before [`configure`] says where to.
 pub fn init(id: &InstanceId) {
     let logger = LOGGER.get_or_init(|| Logger { id: id.to_string(), state: Mutex::new(State::default()) });
     if log::set_logger(logger).is_ok() {
@@ -34,7 +45,7 @@ pub fn init(id: &InstanceId) {
     }
 }
 
-/// Changes form and destination of the log; what `spec` does not name stays as it is.
+/// Changes form and destination of the log; what `spec` does not name stays as it is, standard output to begin with.
 ///
 /// # Errors
 /// What the host says of the file; nothing has changed then.
@@ -53,8 +64,13 @@ struct Logger {
     state: Mutex<State>,
 }
 
+/// What the log may grow by: a burst for whoever looks closely, then 64 KiB a second. What exceeds it is dropped and counted,
+/// so that no guest and no client fills a disk, however it makes us talk.
+const VOLUME: BucketSpec = BucketSpec { size: 64 << 10, one_time_burst: 4 << 20, refill_time_ms: 1000 };
+
 #[derive(Debug, Default)]
 struct State {
+    volume: Option<TokenBucket>,
     show_level: bool,
     show_origin: bool,
     module: Option<String>,
@@ -72,7 +88,12 @@ impl Logger {
             None => None,
         };
         let mut state = self.lock();
-        state.output = output.or(state.output.take());
+        // Now, not with the first line: the thread that has it may open nothing.
+        let output = output.or_else(|| state.output.is_none().then(Output::stdout).and_then(Result::ok));
+        if let Some(output) = output {
+            RAW_FD.store(output.as_fd().as_raw_fd(), Ordering::Relaxed);
+            state.output = Some(output);
+        }
         state.show_level = spec.show_level.unwrap_or(state.show_level);
         state.show_origin = spec.show_log_origin.unwrap_or(state.show_origin);
         state.module = spec.module.clone().or(state.module.take());
@@ -125,10 +146,10 @@ impl Log for Logger {
             return;
         }
         let line = self.line(&state, record);
-        if state.output.is_none() {
-            state.output = Output::stdout().ok();
-        }
-        if state.output.as_mut().is_none_or(|output| output.write_all(line.as_bytes()).is_err()) {
+        let volume =
+            state.volume.get_or_insert_with(|| TokenBucket::new(&VOLUME, monotonic_ns()).expect("a limit"));
+        let too_much = volume.consume(monotonic_ns(), line.len() as u64).is_err();
+        if too_much || state.output.as_mut().is_none_or(|output| output.write_all(line.as_bytes()).is_err()) {
             MISSED.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -231,6 +252,18 @@ mod tests {
             rig.log("m", &"x".repeat(10_000));
         }
         assert!(missed() > before);
+    }
+
+    #[test]
+    fn the_log_grows_by_no_more_than_its_volume() {
+        let rig = Rig::new();
+        let before = missed();
+        for _ in 0..2000 {
+            rig.log("m", &"x".repeat(4000));
+        }
+        let written = fs::metadata(rig.path("log")).unwrap().len();
+        assert!((4 << 20..5 << 20).contains(&written), "{written}");
+        assert!(missed() - before > 500);
     }
 
     #[test]

@@ -79,6 +79,8 @@ pub struct Services {
     pub events: Arc<EventRing>,
     /// What a client may use up.
     pub limits: Limits,
+    /// Users whose requests are answered; all that may connect, if empty.
+    pub peer_uids: Arc<[u32]>,
 }
 
 /// The API's thread.
@@ -198,11 +200,30 @@ impl Server {
         }
     }
 
+    /// Why a connection is turned away, if it is.
+    fn turns_away(&self, stream: &UnixStream) -> Option<(StatusCode, String)> {
+        let allowed = &self.services.peer_uids;
+        if !allowed.is_empty() {
+            // By the kernel's word, at the time of connect(2).
+            let uid = stream.peer_cred().map(|peer| peer.uid());
+            match uid {
+                Ok(uid) if allowed.contains(&uid) => {}
+                Ok(uid) => {
+                    return Some((StatusCode::FORBIDDEN, format!("User {uid} may not use this API")));
+                }
+                Err(error) => {
+                    return Some((StatusCode::FORBIDDEN, format!("Nobody knows who you are: {error}")));
+                }
+            }
+        }
+        let full = self.connections.get() >= self.services.limits.connections_max;
+        full.then(|| (StatusCode::SERVICE_UNAVAILABLE, "Too many open connections".to_owned()))
+    }
+
     fn accept(self: &Rc<Self>, stream: UnixStream) {
-        if self.connections.get() >= self.services.limits.connections_max {
+        if let Some((status, why)) = self.turns_away(&stream) {
             self.services.counters.server.connections_refused.inc();
-            let page = error_page(StatusCode::SERVICE_UNAVAILABLE, "Too many open connections");
-            let _ = stream.try_write(&page); // a fresh socket has room
+            let _ = stream.try_write(&error_page(status, &why)); // a fresh socket has room
             return;
         }
         self.connections.set(self.connections.get() + 1);

@@ -33,6 +33,10 @@ impl Rig {
     }
 
     fn with(limits: Limits) -> Self {
+        Self::for_peers(limits, Vec::new())
+    }
+
+    fn for_peers(limits: Limits, peer_uids: Vec<u32>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("api.sock");
         let (sender, received) = channel(|| ());
@@ -57,8 +61,9 @@ impl Rig {
             metrics,
             events: events.clone(),
             limits,
+            peer_uids: peer_uids.into(),
         };
-        let server = ApiServer::start(ApiSocket::bind(&path).unwrap(), services, || ()).unwrap();
+        let server = ApiServer::start(ApiSocket::bind(&path, 0o600).unwrap(), services, || ()).unwrap();
         Self { server: Some(server), path, events, counters, commands, _dir: dir }
     }
 
@@ -489,4 +494,18 @@ fn random_bytes_are_answered_with_json_or_not_at_all() {
         }
         prop_assert!(!text.contains("Bad Request"));
     });
+}
+
+#[test]
+fn only_the_users_that_may_are_answered_and_the_others_are_told() {
+    let me = nix::unistd::getuid().as_raw();
+    let request = "GET / HTTP/1.1\r\n\r\n";
+    let rig = Rig::for_peers(Limits::default(), vec![me + 1, me]);
+    assert!(rig.ask(request).starts_with("HTTP/1.1 200 "));
+    let rig = Rig::for_peers(Limits::default(), vec![me + 1]);
+    let answer = rig.ask(request);
+    assert!(answer.starts_with("HTTP/1.1 403 "), "{answer}");
+    assert!(answer.ends_with(&format!(r#"{{ "error": "User {me} may not use this API" }}"#)), "{answer}");
+    assert_eq!(rig.commands.load(Ordering::SeqCst), 0);
+    assert_eq!(rig.counters.server.connections_refused.get(), 1);
 }

@@ -43,12 +43,12 @@ pub(super) struct SocketFile {
 impl ApiSocket {
     /// Listens on `path`. A socket that a dead process left behind is reclaimed.
     ///
-    /// The socket is made under another name, given mode 0600, and only then renamed to `path`: nobody can connect
-    /// before its mode is set, whatever the umask is.
+    /// The socket is made under another name, given `mode` (0600: its owner only), and only then renamed to `path`: nobody
+    /// can connect before its mode is set, whatever the umask is.
     ///
     /// # Errors
     /// [`SocketError`]; then whatever was at `path` is still there.
-    pub fn bind(path: &Path) -> Result<Self, SocketError> {
+    pub fn bind(path: &Path, mode: u32) -> Result<Self, SocketError> {
         let io_error = |source| SocketError::Io { path: path.to_owned(), source };
         match fs::symlink_metadata(path) {
             Ok(metadata) if !metadata.file_type().is_socket() => {
@@ -70,7 +70,7 @@ impl ApiSocket {
         let private = private_name(path);
         let listener = UnixListener::bind(&private).map_err(io_error)?;
         let made = (|| {
-            fs::set_permissions(&private, fs::Permissions::from_mode(0o600))?;
+            fs::set_permissions(&private, fs::Permissions::from_mode(mode))?;
             listener.set_nonblocking(true)?;
             let metadata = fs::symlink_metadata(&private)?;
             fs::rename(&private, path)?;
@@ -116,7 +116,7 @@ mod tests {
     #[test]
     fn a_socket_is_private_and_goes_away_with_its_owner_leaving_nothing() {
         let (dir, path) = dir();
-        let socket = ApiSocket::bind(&path).unwrap();
+        let socket = ApiSocket::bind(&path, 0o600).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         UnixStream::connect(&path).unwrap();
         drop(socket);
@@ -128,8 +128,8 @@ mod tests {
         let (_dir, path) = dir();
         drop(UnixListener::bind(&path).unwrap());
         assert!(path.exists(), "std leaves the file behind, as a killed process does");
-        let socket = ApiSocket::bind(&path).unwrap();
-        let error = ApiSocket::bind(&path).unwrap_err();
+        let socket = ApiSocket::bind(&path, 0o600).unwrap();
+        let error = ApiSocket::bind(&path, 0o600).unwrap_err();
         assert_eq!(
             error.to_string(),
             format!("the API socket {} is in use: another process answers on it", path.display())
@@ -141,13 +141,13 @@ mod tests {
     fn a_file_that_is_no_socket_is_left_alone() {
         let (_dir, path) = dir();
         fs::write(&path, "precious").unwrap();
-        assert!(matches!(ApiSocket::bind(&path), Err(SocketError::NotASocket(_))));
+        assert!(matches!(ApiSocket::bind(&path, 0o600), Err(SocketError::NotASocket(_))));
         assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
     }
 
     #[test]
     fn a_missing_directory_is_refused_with_what_the_host_says() {
-        let error = ApiSocket::bind(Path::new("/nowhere/api.sock")).unwrap_err();
+        let error = ApiSocket::bind(Path::new("/nowhere/api.sock"), 0o600).unwrap_err();
         assert_eq!(
             error.to_string(),
             "the API socket /nowhere/api.sock can't be made: No such file or directory (os error 2)"
@@ -157,7 +157,7 @@ mod tests {
     #[test]
     fn a_socket_that_someone_replaced_is_not_removed() {
         let (_dir, path) = dir();
-        let ours = ApiSocket::bind(&path).unwrap();
+        let ours = ApiSocket::bind(&path, 0o600).unwrap();
         fs::remove_file(&path).unwrap();
         let theirs = UnixListener::bind(&path).unwrap();
         drop(ours);

@@ -15,6 +15,8 @@ use vmm::args::{self, Args, Invocation, OnReboot};
 use vmm::control::driver::{Driver, Options, Shared, block_signals};
 use vmm::events::EventRing;
 use vmm::metrics::Metrics;
+use vmm::sandbox::seccomp::Seccomp;
+use vmm::sandbox::seccomp::rules::Kind;
 use vmm::spec::ConfigFile;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -77,10 +79,27 @@ fn start() -> u8 {
 
 fn run(args: Args) -> Result<u8, Failure> {
     let host = |error: std::io::Error| failure(FAILED, "the host refused: ")(&error);
+    vmm::mem::heap::share();
     vmm::logger::configure(&args.logger).map_err(|e| failure(BAD_ARGUMENTS, "")(&e))?;
     args.warnings.iter().for_each(|warning| log::warn!("{warning}"));
-    // Before any thread: they inherit which signals are blocked.
+    if args.core_scheduling {
+        match vmm::sandbox::harden::own_cores() {
+            Err(e) if e.raw_os_error() == Some(libc::ENODEV) => {
+                log::info!("no SMT: no core has siblings to share")
+            }
+            result => result.map_err(|e| failure(FAILED, "--core-scheduling: ")(&e))?,
+        }
+    }
+    vmm::sandbox::harden::harden().map_err(host)?;
+    if !vmm::sandbox::landlock::restrict().map_err(|e| failure(FAILED, "")(&e))? {
+        log::info!("this kernel has no Landlock");
+    }
+    // Before any thread: they inherit which signals are blocked, and the first filter.
     let signals = block_signals().map_err(host)?;
+    args.seccomp.confine(Kind::Process).map_err(|e| failure(FAILED, "seccomp: ")(&e))?;
+    if args.seccomp == Seccomp::Off {
+        log::warn!("--no-seccomp: this process may make any system call");
+    }
     let metrics = Metrics::new();
     let events = EventRing::new(EventRing::CAPACITY_DEFAULT);
     let wake = Arc::new(EventFd::new(EFD_NONBLOCK).map_err(host)?);
@@ -96,6 +115,8 @@ fn run(args: Args) -> Result<u8, Failure> {
         reset_on_reboot: args.on_reboot == OnReboot::Reset,
         shutdown_timeout: args.shutdown_timeout,
         transparent_huge_pages: args.transparent_huge_pages,
+        lock_memory: args.lock_memory,
+        seccomp: args.seccomp,
     };
     let shared = Shared { events: Arc::clone(&events), metrics: Arc::clone(&metrics), wake };
     let mut driver = Driver::new(options, shared, inbox, &signals).map_err(host)?;
@@ -105,25 +126,38 @@ fn run(args: Args) -> Result<u8, Failure> {
             .map_err(|e| failure(BAD_ARGUMENTS, "")(&e))?;
     }
     // The socket before the guest: a name that is taken is found out while nothing runs.
+    // Who may speak is looked at with each connection where users are named.
+    let mode = if args.api_peer_uids.is_empty() { 0o600 } else { 0o666 };
     let socket = match &args.api_sock {
-        Some(path) => Some(ApiSocket::bind(path).map_err(|e| failure(FAILED, "")(&e))?),
+        Some(path) => Some(ApiSocket::bind(path, mode).map_err(|e| failure(FAILED, "")(&e))?),
         None => None,
     };
+    let server = match socket {
+        Some(socket) => {
+            let limits = Limits { body_len_max: args.body_len_max, ..Limits::default() };
+            let counters = ApiCounters::registered_with(&metrics);
+            let services = Services {
+                commands,
+                counters,
+                metrics,
+                events,
+                limits,
+                peer_uids: args.api_peer_uids.into(),
+            };
+            Some(
+                ApiServer::start(socket, services, move || args.seccomp.confine_or_abort(Kind::Api))
+                    .map_err(host)?,
+            )
+        }
+        None => None,
+    };
+    // After the API's thread: once its guest runs, the driver can start no thread. Requests wait until then.
     if let Some(path) = &args.config_file {
         let context = format!("the configuration file {}: ", path.display());
         let json = std::fs::read(path).map_err(|e| failure(BAD_CONFIGURATION, &context)(&e))?;
         let file = ConfigFile::parse(&json).map_err(|e| failure(BAD_CONFIGURATION, &context)(&e))?;
         driver.start_from(file).map_err(|e| failure(BAD_CONFIGURATION, &context)(&e))?;
     }
-    let server = match socket {
-        Some(socket) => {
-            let limits = Limits { body_len_max: args.body_len_max, ..Limits::default() };
-            let counters = ApiCounters::registered_with(&metrics);
-            let services = Services { commands, counters, metrics, events, limits };
-            Some(ApiServer::start(socket, services, || ()).map_err(host)?)
-        }
-        None => None,
-    };
     let reason = driver.run().map_err(host)?;
     if let Some(server) = server {
         server.stop(GRACE);

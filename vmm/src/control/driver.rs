@@ -17,6 +17,7 @@ use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
 use devices::limiter::{BucketSpec, LimiterSpec};
+use devices::serial::LIMIT_DEFAULT;
 use devices::virtio::block::{BlockOptions, Cache};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -39,6 +40,8 @@ use crate::machine::ended::Reason;
 use crate::machine::plan::{DrivePlan, NetPlan, Plan};
 use crate::mem::ram::Backing;
 use crate::metrics::Metrics;
+use crate::sandbox::seccomp::Seccomp;
+use crate::sandbox::seccomp::rules::Kind;
 use crate::spec::{
     CacheType, ConfigFile, HugePages, InstanceId, MachineConfigPatch, RateLimiter, TapSource, TokenBucket,
     VmInfo,
@@ -62,6 +65,10 @@ pub struct Options {
     pub shutdown_timeout: Duration,
     /// Guest RAM may be backed by transparent huge pages.
     pub transparent_huge_pages: bool,
+    /// Guest RAM is not to be swapped out.
+    pub lock_memory: bool,
+    /// Whether threads confine themselves to the system calls they need.
+    pub seccomp: Seccomp,
 }
 
 /// Opens what the API names.
@@ -422,6 +429,8 @@ impl Driver {
         self.console
             .open(self.resources.serial().serial_out_path.as_deref().map(Path::new))
             .map_err(|e| Denial::Start(format!("the serial console's output can't be opened: {e}")))?;
+        let limit = self.resources.serial().rate_limiter.map_or(LIMIT_DEFAULT, bucket_spec);
+        self.console.buffer().set_limit(&limit);
         // Files can't be watched: they are never full. An output that is watched already, from an earlier try, stays so.
         let _ = self.watch(self.console.stdout(), TOKEN_STDOUT, EventSet::OUT);
         let end = Arc::clone(&self.end);
@@ -431,6 +440,10 @@ impl Driver {
         let machine = Machine::build(plan, &self.console, Arc::new(move |reason| end.note(reason)), on_error)
             .map_err(|e| Denial::Start(e.to_string()))?;
         machine.register_metrics(&self.shared.metrics);
+        // A guest that is to be started again in this process needs all that starting takes.
+        if !self.options.reset_on_reboot {
+            self.options.seccomp.confine_or_abort(Kind::Driver);
+        }
         machine.resume();
         self.machine = Some(machine);
         self.state = State::Running;
@@ -457,6 +470,8 @@ impl Driver {
                 HugePages::None if !self.options.transparent_huge_pages => Backing::Small,
                 HugePages::None | HugePages::Transparent => Backing::Transparent,
             },
+            lock_memory: self.options.lock_memory,
+            seccomp: self.options.seccomp,
             kernel: clone(&boot.kernel)?,
             initrd: boot.initrd.as_ref().map(clone).transpose()?,
             boot_args: boot.spec.boot_args_or_default().to_owned(),
@@ -515,11 +530,14 @@ fn net_plan(net: &NetEntry<Host>) -> NetPlan {
     }
 }
 
-fn limiter_spec(limiter: RateLimiter) -> LimiterSpec {
-    let bucket = |bucket: TokenBucket| BucketSpec {
+fn bucket_spec(bucket: TokenBucket) -> BucketSpec {
+    BucketSpec {
         size: bucket.size,
         refill_time_ms: bucket.refill_time,
         one_time_burst: bucket.one_time_burst.unwrap_or(0),
-    };
-    LimiterSpec { bytes: limiter.bandwidth.map(bucket), ops: limiter.ops.map(bucket) }
+    }
+}
+
+fn limiter_spec(limiter: RateLimiter) -> LimiterSpec {
+    LimiterSpec { bytes: limiter.bandwidth.map(bucket_spec), ops: limiter.ops.map(bucket_spec) }
 }

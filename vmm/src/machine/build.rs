@@ -31,6 +31,7 @@ use crate::kvm::KvmError;
 use crate::kvm::vcpu::Vcpu;
 use crate::kvm::vm::Vm;
 use crate::mem::ram::{GuestRam, RamError};
+use crate::sandbox::seccomp::Seccomp;
 use crate::vcpu::Vcpus;
 
 /// Why a machine could not be built. Nothing is left of it then.
@@ -111,6 +112,7 @@ struct Devices<'a> {
     mmio: Vec<MmioDevice>,
     pci: Option<PciRoot>,
     bars: u64,
+    seccomp: Seccomp,
     on_error: OnDeviceError,
 }
 
@@ -127,7 +129,8 @@ impl Devices<'_> {
     ) -> Result<Device<H>, BuildError> {
         let queues = device.queue_sizes_max().len();
         let observer = report_errors(id.to_owned(), handle.clone(), failures, Arc::clone(&self.on_error));
-        let worker = Worker::start(&format!("yun_{id}"), queues, observer).map_err(threads(id))?;
+        let worker =
+            Worker::start(&format!("yun_{id}"), queues, self.seccomp, observer).map_err(threads(id))?;
         match self.pci.take() {
             None => self.attach_mmio(device, &worker)?,
             Some(mut root) => {
@@ -208,7 +211,7 @@ impl Machine {
             return Err(BuildError::TooManyDevices { asked, max, transport });
         }
         let ranges = layout::ram_ranges(plan.memory);
-        let ram = GuestRam::new(&ranges, plan.backing)?;
+        let ram = GuestRam::new(&ranges, plan.backing, plan.lock_memory)?;
         let vm = Vm::new(ram.ram().clone())?;
         let vcpus = (0..plan.topology.vcpus).map(|id| Vcpu::new(&vm, id)).collect::<Result<Vec<_>, _>>()?;
 
@@ -232,7 +235,15 @@ impl Machine {
         }
 
         let pci = plan.pci.then(PciRoot::new);
-        let mut devices = Devices { vm: &vm, buses: &mut buses, mmio: Vec::new(), pci, bars: 0, on_error };
+        let mut devices = Devices {
+            vm: &vm,
+            buses: &mut buses,
+            mmio: Vec::new(),
+            pci,
+            bars: 0,
+            seccomp: plan.seccomp,
+            on_error,
+        };
         let mut drives = Vec::with_capacity(plan.drives.len());
         for drive in plan.drives {
             let block = Block::new(Box::new(drive.disk), &drive.options);
@@ -294,7 +305,7 @@ impl Machine {
             first.enter_at(&vm, kernel.entry)?;
         }
         let unclaimed = Arc::clone(&buses.unclaimed);
-        let vcpus = Vcpus::start(vcpus, Arc::new(buses), move |ended| on_end(ended.into()))
+        let vcpus = Vcpus::start(vcpus, Arc::new(buses), plan.seccomp, move |ended| on_end(ended.into()))
             .map_err(threads("a vCPU"))?;
         console.connect(&serial);
         let console = Arc::clone(console.buffer());

@@ -10,6 +10,7 @@ use crate::boot::cmdline::Root;
 use crate::host::disk::Disk;
 use crate::host::tap::Tap;
 use crate::mem::ram::Backing;
+use crate::sandbox::seccomp::Seccomp;
 
 /// A machine to be built.
 pub struct Plan {
@@ -19,6 +20,10 @@ pub struct Plan {
     pub memory: u64,
     /// What RAM is made of.
     pub backing: Backing,
+    /// RAM is not to be swapped out.
+    pub lock_memory: bool,
+    /// Whether the threads confine themselves.
+    pub seccomp: Seccomp,
     /// The kernel image.
     pub kernel: File,
     /// The initrd.

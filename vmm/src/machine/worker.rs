@@ -14,6 +14,9 @@ use devices::virtio::{Idle, Owner, Running, Served};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+use crate::sandbox::seccomp::Seccomp;
+use crate::sandbox::seccomp::rules::Kind;
+
 /// Queues and sources that one device may have; each is a bit.
 const QUEUES_MAX: usize = 64;
 
@@ -102,14 +105,14 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// Starts the thread `name` for a device with `queues` queues; `observer` looks on.
+    /// Starts the thread `name` for a device with `queues` queues, confined as `seccomp` says; `observer` looks on.
     ///
     /// # Errors
     /// If descriptors or a thread can't be had.
     ///
     /// # Panics
     /// For more than 64 queues.
-    pub fn start(name: &str, queues: usize, observer: Observer) -> std::io::Result<Self> {
+    pub fn start(name: &str, queues: usize, seccomp: Seccomp, observer: Observer) -> std::io::Result<Self> {
         assert!(queues <= QUEUES_MAX, "each queue is a bit");
         let eventfd = || EventFd::new(EFD_NONBLOCK).map(Arc::new);
         let (wake, quit) = (eventfd()?, eventfd()?);
@@ -129,7 +132,10 @@ impl Worker {
         let thread = std::thread::Builder::new()
             .name(name.to_owned())
             .stack_size(crate::THREAD_STACK)
-            .spawn(move || body.work())?;
+            .spawn(move || {
+                seccomp.confine_or_abort(Kind::Device);
+                body.work();
+            })?;
         let handle = Handle { orders, wake, kicks };
         Ok(Self { handle, thread: Some(thread), quit })
     }
@@ -364,7 +370,7 @@ mod tests {
 
     #[test]
     fn a_queue_is_served_at_the_start_at_each_kick_and_again_while_there_is_more() {
-        let worker = Worker::start("test", 1, Box::new(|_| ())).unwrap();
+        let worker = Worker::start("test", 1, Seccomp::Off, Box::new(|_| ())).unwrap();
         let mut owner = worker.handle().clone();
         let (device, served) = counter(&[Served::After(Duration::from_millis(2)), Served::More]);
         owner.run(device, &[0]);
@@ -377,7 +383,7 @@ mod tests {
 
     #[test]
     fn a_paused_device_serves_nothing_and_forgets_no_kick() {
-        let worker = Worker::start("test", 1, Box::new(|_| ())).unwrap();
+        let worker = Worker::start("test", 1, Seccomp::Off, Box::new(|_| ())).unwrap();
         let mut owner = worker.handle().clone();
         let (device, served) = counter(&[]);
         owner.run(device, &[0]);
@@ -392,7 +398,7 @@ mod tests {
 
     #[test]
     fn dropping_the_worker_ends_its_thread_and_a_late_order_is_answered() {
-        let worker = Worker::start("test", 1, Box::new(|_| ())).unwrap();
+        let worker = Worker::start("test", 1, Seccomp::Off, Box::new(|_| ())).unwrap();
         let mut owner = worker.handle().clone();
         drop(worker);
         assert!(owner.halt().is_none());

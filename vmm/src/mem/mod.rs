@@ -1,4 +1,5 @@
-//! Guest RAM on the host, and moving bytes between it and descriptors. One of the rooms with `unsafe`.
+//! Guest RAM on the host, moving bytes between it and descriptors, and the process's own heap. One of the rooms with `unsafe`.
 
+pub mod heap;
 pub mod ram;
 pub mod vectored;

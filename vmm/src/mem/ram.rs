@@ -30,6 +30,11 @@ pub enum RamError {
     /// The ranges don't make an address space.
     #[error("Cannot create guest memory: {0}")]
     Regions(vm_memory::GuestRegionCollectionError),
+    /// The host does not let that much memory be locked.
+    #[error(
+        "guest memory can't be locked: {0}; RLIMIT_MEMLOCK has to be as large as it, or the process needs CAP_IPC_LOCK"
+    )]
+    Lock(std::io::Error),
     /// A range is larger than the host's address space.
     #[error("a memory region of {0} bytes is larger than the host can address")]
     TooLarge(u64),
@@ -96,11 +101,11 @@ pub struct GuestRam {
 }
 
 impl GuestRam {
-    /// Maps `ranges` (start, bytes), zeroed.
+    /// Maps `ranges` (start, bytes), zeroed. With `lock` no page that the guest has touched is ever swapped out.
     ///
     /// # Errors
     /// [`RamError`]; nothing stays mapped then.
-    pub fn new(ranges: &[(GuestAddress, u64)], backing: Backing) -> Result<Self, RamError> {
+    pub fn new(ranges: &[(GuestAddress, u64)], backing: Backing, lock: bool) -> Result<Self, RamError> {
         let mut mappings = Vec::with_capacity(ranges.len());
         let mut regions = Vec::with_capacity(ranges.len());
         for &(start, bytes) in ranges {
@@ -118,6 +123,13 @@ impl GuestRam {
                 Backing::Huge2M => {}
             }
             advise(libc::MADV_DONTDUMP);
+            if lock {
+                // SAFETY: as above. Locked as it is touched: a guest does not pay for memory that it never uses.
+                let result = unsafe { libc::mlock2(host.cast(), len, libc::MLOCK_ONFAULT) };
+                if result != 0 {
+                    return Err(RamError::Lock(std::io::Error::last_os_error()));
+                }
+            }
             // SAFETY: `host..host + len` lies in `mapping`: `new` asked for HUGE_PAGE more than `len` unless the kernel
             // aligns. `GuestRam` keeps the mapping until nobody holds the region.
             let builder = unsafe { MmapRegionBuilder::<()>::new(len).with_raw_mmap_pointer(host) };
@@ -158,6 +170,7 @@ mod tests {
         let ram = GuestRam::new(
             &[(GuestAddress(0), 5 << 20), (GuestAddress(1 << 32), 1 << 20)],
             Backing::default(),
+            false,
         );
         let ram = ram.unwrap();
         for last in [(5 << 20) - 1, (1 << 32) + (1 << 20) - 1] {
@@ -171,8 +184,10 @@ mod tests {
 
     #[test]
     fn absurd_sizes_are_an_error_not_an_abort() {
-        let error =
-            GuestRam::new(&[(GuestAddress(0), 1 << 60)], Backing::default()).err().unwrap().to_string();
+        let error = GuestRam::new(&[(GuestAddress(0), 1 << 60)], Backing::default(), false)
+            .err()
+            .unwrap()
+            .to_string();
         assert_eq!(error, "Cannot create mmap region: Out of memory (os error 12)");
     }
 }

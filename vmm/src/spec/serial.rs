@@ -11,6 +11,7 @@ use super::TokenBucket;
 pub struct Serial {
     /// File or FIFO on the host; standard output if missing.
     pub serial_out_path: Option<String>,
-    /// How many bytes the guest may print; what exceeds it is dropped and counted.
+    /// How many bytes the guest may print; what exceeds it is dropped and counted. 1 MiB a second if missing; a bucket of
+    /// size 0 lifts the limit.
     pub rate_limiter: Option<TokenBucket>,
 }

@@ -11,6 +11,8 @@ use std::thread::JoinHandle;
 
 use crate::kvm::kick;
 use crate::kvm::vcpu::{Accesses, Exit, Vcpu};
+use crate::sandbox::seccomp::Seccomp;
+use crate::sandbox::seccomp::rules::Kind;
 
 const RUN: u8 = 0;
 const PAUSE: u8 = 1;
@@ -56,11 +58,16 @@ pub struct Vcpus {
 }
 
 impl Vcpus {
-    /// Starts a thread for each of `vcpus`, paused. `ended` is called, once for each vCPU at most, when a guest ends.
+    /// Starts a thread for each of `vcpus`, paused, confined as `seccomp` says. `ended` is called, once for each vCPU at most, when a guest ends.
     ///
     /// # Errors
     /// If a thread could not be started; those that were are stopped again.
-    pub fn start<A, F>(vcpus: Vec<Vcpu>, accesses: Arc<A>, ended: F) -> std::io::Result<Self>
+    pub fn start<A, F>(
+        vcpus: Vec<Vcpu>,
+        accesses: Arc<A>,
+        seccomp: Seccomp,
+        ended: F,
+    ) -> std::io::Result<Self>
     where
         A: Accesses + Send + Sync + 'static,
         F: Fn(Ended) + Clone + Send + 'static,
@@ -74,6 +81,7 @@ impl Vcpus {
                 .name(format!("yun_vcpu {}", vcpu.id()))
                 .stack_size(super::THREAD_STACK)
                 .spawn(move || {
+                    seccomp.confine_or_abort(Kind::Vcpu);
                     if let Some(reason) = run(&mut vcpu, &*accesses, &gate) {
                         ended(reason);
                     }

@@ -423,6 +423,9 @@ impl Vm {
     pub fn ends_with(&mut self, status: i32, reason: &str) {
         assert_eq!(self.ends(), status, "{}\n{}", self.console(), self.log());
         self.events.whole();
+        if self.unread.is_none() {
+            self.console.whole(); // what it printed last may still be on its way to us
+        }
         let events = self.events();
         let last = events.last().unwrap_or_else(|| panic!("no events\n{}", self.log()));
         assert_eq!((last["event"].as_str(), last["reason"].as_str()), (Some("shutdown"), Some(reason)));
