@@ -116,6 +116,15 @@ impl Setup {
         Self { command, output: Output::Read, dir }
     }
 
+    /// The same, with every system call of it written to the file `trace` (strace(1); flags as numbers).
+    pub fn traced(flags: &[&str], trace: &Path) -> Self {
+        let mut setup = Self::new(flags);
+        let vmm = std::mem::replace(&mut setup.command, Command::new("strace"));
+        setup.command.args(["-f", "-qq", "-X", "raw", "-s", "16", "-o"]).arg(trace);
+        setup.command.arg(vmm.get_program()).args(vmm.get_args());
+        setup
+    }
+
     /// Its directory.
     pub fn dir(&self) -> &Path {
         self.dir.path()

@@ -6,6 +6,7 @@
 //! | [`ends`] | poweroff, reboot, panic, the power button, Ctrl-Alt-Del |
 //! | [`disks`] | block devices and entropy, resizing, a root file system, pauses during I/O |
 //! | [`nets`] | a network interface on a TAP device |
+//! | [`confinement`] | the lists of system calls, held against a microVM's life |
 //!
 //! A boot takes seconds where SVM is emulated, so tests of one room share one where the name still says what is claimed.
 //! The guest runs a shell script under `set -e`: that it "ended with 0" means that each of its lines did what it says.
@@ -16,6 +17,7 @@
 mod common;
 
 mod boots;
+mod confinement;
 mod disks;
 mod ends;
 mod nets;

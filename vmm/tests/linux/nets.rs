@@ -21,10 +21,11 @@ over_both_transports!(linux:
 );
 
 /// A TAP device that is there until this is dropped.
-struct Taps(String);
+pub struct Taps(String);
 
 impl Taps {
-    fn add(name: &str, address: &str) -> Self {
+    /// Makes one with an address of /24.
+    pub fn add(name: &str, address: &str) -> Self {
         host(&format!(
             "ip tuntap add {name} mode tap && ip addr add {address}/24 dev {name} && ip link set {name} up"
         ));

@@ -24,15 +24,24 @@ impl Kind {
     /// All of them.
     pub const ALL: [Kind; 5] = [Kind::Process, Kind::Driver, Kind::Api, Kind::Vcpu, Kind::Device];
 
-    /// Its list.
+    /// What it does that not every thread does.
+    #[must_use]
+    pub fn own(self) -> &'static [Rule] {
+        match self {
+            Kind::Process => START,
+            Kind::Driver => DRIVER,
+            Kind::Api => API,
+            Kind::Vcpu => VCPU,
+            Kind::Device => DEVICE,
+        }
+    }
+
+    /// All that it may do.
     #[must_use]
     pub fn rules(self) -> Vec<Rule> {
         let parts: &[&[Rule]] = match self {
             Kind::Process => &[EVERY_THREAD, VCPU, DEVICE, API, DRIVER, START],
-            Kind::Driver => &[EVERY_THREAD, DRIVER],
-            Kind::Api => &[EVERY_THREAD, API],
-            Kind::Vcpu => &[EVERY_THREAD, VCPU],
-            Kind::Device => &[EVERY_THREAD, DEVICE],
+            other => &[EVERY_THREAD, other.own()],
         };
         parts.concat()
     }
@@ -107,7 +116,7 @@ const TO_OWN_THREADS: &[u32] = &[6, 34, 35];
 const NO_EXEC: Arg = Arg::Without(2, 4);
 
 /// What any of our threads does: memory, locks, time, the log, its end.
-const EVERY_THREAD: &[Rule] = &[
+pub const EVERY_THREAD: &[Rule] = &[
     any(libc::SYS_write),
     any(libc::SYS_futex),
     any(libc::SYS_close),
@@ -144,11 +153,11 @@ const EVERY_THREAD: &[Rule] = &[
 
 /// A vCPU: its guest, the registers of its devices, interrupts of those that have no thread.
 const VCPU: &[Rule] = &[
-    when(libc::SYS_ioctl, Arg::Ioctl(&[KVM_RUN, KVM_IRQ_LINE, KVM_KVMCLOCK_CTRL])),
+    when(libc::SYS_ioctl, Arg::Ioctl(&[KVM_RUN, KVM_IRQ_LINE, KVM_KVMCLOCK_CTRL, TUNSETOFFLOAD])),
     Rule {
         call: libc::SYS_ioctl,
-        arg: Arg::Ioctl(&[KVM_SIGNAL_MSI, KVM_GET_REGS, TUNSETOFFLOAD]),
-        rarely: Some("a change of configuration; KVM's internal errors; a driver that takes other offloads"),
+        arg: Arg::Ioctl(&[KVM_SIGNAL_MSI, KVM_GET_REGS]),
+        rarely: Some("a message about a device whose driver broke its rules; an internal error of KVM"),
     },
 ];
 
@@ -162,7 +171,7 @@ const DEVICE: &[Rule] = &[
     any(libc::SYS_readv),
     any(libc::SYS_writev),
     any(libc::SYS_getrandom),
-    when(libc::SYS_ioctl, Arg::Ioctl(&[KVM_IRQ_LINE, KVM_SIGNAL_MSI, TUNSETOFFLOAD])),
+    when(libc::SYS_ioctl, Arg::Ioctl(&[KVM_IRQ_LINE, KVM_SIGNAL_MSI])),
 ];
 
 /// The API: connections, events, its socket's file at the end.
@@ -183,7 +192,10 @@ const API: &[Rule] = &[
 /// The driver of a guest that runs: commands, signals, the console, files that a request names.
 const DRIVER: &[Rule] = &[
     any(libc::SYS_epoll_wait),
-    any(libc::SYS_epoll_ctl),
+    rare(
+        libc::SYS_epoll_ctl,
+        "a guest from a configuration file: it runs before its driver looks out for anything",
+    ),
     any(libc::SYS_poll),
     any(libc::SYS_read),
     any(libc::SYS_openat),
@@ -215,18 +227,20 @@ const START: &[Rule] = &[
     any(libc::SYS_signalfd4),
     // Refused by a filter of its own, with ENOSYS: its flags lie in memory, where no filter can look.
     any(libc::SYS_clone3),
-    when(libc::SYS_clone, Arg::OneOf(0, &[THREAD_OF_GLIBC, THREAD_OF_MUSL])),
+    when(libc::SYS_clone, Arg::OneOf(0, &[THREAD_OF_GLIBC])),
+    Rule { call: libc::SYS_clone, arg: Arg::OneOf(0, &[THREAD_OF_MUSL]), rarely: Some("a build with musl") },
     any(libc::SYS_set_robust_list),
     any(libc::SYS_rseq),
-    when(libc::SYS_prctl, Arg::OneOf(0, &[PR_SET_NAME, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS])),
+    when(libc::SYS_prctl, Arg::OneOf(0, &[PR_SET_NAME, PR_SET_NO_NEW_PRIVS])),
     when(libc::SYS_seccomp, Arg::OneOf(0, &[SECCOMP_SET_MODE_FILTER])),
-    when(
-        libc::SYS_fcntl,
-        Arg::OneOf(1, &[libc::F_DUPFD_CLOEXEC as u32, libc::F_SETFL as u32, libc::F_GETFL as u32]),
-    ),
+    when(libc::SYS_fcntl, Arg::OneOf(1, &[libc::F_DUPFD_CLOEXEC as u32])),
+    Rule {
+        call: libc::SYS_fcntl,
+        arg: Arg::OneOf(1, &[libc::F_SETFL as u32]),
+        rarely: Some("an interface that is handed over as a descriptor"),
+    },
     when(libc::SYS_ioctl, Arg::Ioctl(&[FIONBIO, TCGETS])),
     any(libc::SYS_read),
-    any(libc::SYS_poll),
     any(libc::SYS_getpid),
     any(libc::SYS_rt_sigaction),
     rare(libc::SYS_mlock2, "memory that is to be locked"),
@@ -245,7 +259,6 @@ const THREAD_OF_GLIBC: u32 = 0x003d_0f00;
 const THREAD_OF_MUSL: u32 = 0x007d_0f00;
 const PR_SET_NAME: u32 = 15;
 const PR_GET_NAME: u32 = 16;
-const PR_SET_SECCOMP: u32 = 22;
 const PR_SET_NO_NEW_PRIVS: u32 = 38;
 const SECCOMP_SET_MODE_FILTER: u32 = 1;
 

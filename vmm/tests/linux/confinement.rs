@@ -1,0 +1,206 @@
+//! The lists of system calls, held against a microVM's life: it must get through it with what it is allowed, and make use
+//! of all of it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io::Write;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+
+use serde_json::json;
+use vmm::sandbox::seccomp::name_of;
+use vmm::sandbox::seccomp::rules::{Arg, EVERY_THREAD, Kind, Rule};
+
+use super::common::http::receive;
+use super::common::{Bus, Setup, Vm, zeros};
+use super::nets::Taps;
+use super::{boot, linux};
+
+/// A call as strace wrote it: its name and its arguments, those of them that are numbers.
+type Call = (String, Vec<Option<u64>>);
+
+/// All calls of a life, by the kind of thread that made them, from its filter on.
+type Calls = BTreeMap<&'static str, BTreeSet<Call>>;
+
+fn label(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Process => "process",
+        Kind::Driver => "driver",
+        Kind::Api => "api",
+        Kind::Vcpu => "vcpu",
+        Kind::Device => "device",
+    }
+}
+
+/// `123 name(1, 0x2, "three") = 4` as thread, name and arguments.
+fn parse(line: &str) -> Option<(u32, Call)> {
+    let (thread, rest) = line.split_once(' ')?;
+    let (name, rest) = rest.trim_start().split_once('(')?;
+    // The end of a call that was written before; what clone(2) takes first, strace shows second, with its name.
+    if name.starts_with('<') {
+        return None;
+    }
+    let rest = rest.split_once("flags=").filter(|_| name == "clone").map_or(rest, |(_, flags)| flags);
+    let arguments = rest.split([',', ')']).map(|word| {
+        let word = word.split_whitespace().next()?;
+        match word.strip_prefix("0x") {
+            Some(digits) => u64::from_str_radix(digits, 16).ok(),
+            None => word.parse().ok(),
+        }
+    });
+    Some((thread.parse().ok()?, (name.to_owned(), arguments.collect())))
+}
+
+/// Sorts a trace by kinds of threads. A thread is what its name says once it has a filter of its own; the first thread is
+/// the process from its second filter on (the first one refuses clone3 alone) and the driver from its third.
+fn sorted(trace: &str, into: &mut Calls) {
+    let mut filters: BTreeMap<u32, u32> = BTreeMap::new();
+    let mut names: BTreeMap<u32, Kind> = BTreeMap::new();
+    let mut first = None;
+    for line in trace.lines() {
+        let Some((thread, call)) = parse(line) else { continue };
+        let main = *first.get_or_insert(thread);
+        let count = filters.entry(thread).or_default();
+        let kind = match (thread == main, *count) {
+            (true, 0 | 1) => None,
+            (true, 2) | (false, 0) => Some(Kind::Process),
+            (true, _) => Some(Kind::Driver),
+            (false, _) => names.get(&thread).copied(),
+        };
+        // Installing a filter is still the work of the kind before.
+        if call.0 == "seccomp" && call.1.first() == Some(&Some(1)) {
+            *count += 1;
+        }
+        if call.0 == "prctl" && thread != main {
+            let kind = if line.contains("\"yun_api\"") {
+                Kind::Api
+            } else if line.contains("\"yun_vcpu") {
+                Kind::Vcpu
+            } else {
+                Kind::Device
+            };
+            names.entry(thread).or_insert(kind);
+        }
+        if let Some(kind) = kind {
+            into.entry(label(kind)).or_default().insert(call);
+        }
+    }
+}
+
+fn life(bus: Bus, calls: &mut Calls) {
+    let trace = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("life-{bus:?}.trace"));
+    let setup = Setup::traced(bus.flags(), &trace);
+    let tap = format!("yun-life{}", u8::from(bus == Bus::Pci));
+    let _tap = Taps::add(&tap, "172.18.0.1");
+    let mut vm = setup.start();
+    configure(&vm, &tap);
+    vm.put("/machine-config", &json!({"vcpu_count": 2, "mem_size_mib": 256}));
+    let script = "cd /tmp; dd if=/dev/urandom of=a bs=64k count=8 2>/dev/null
+        dd if=a of=/dev/vda bs=4k conv=fsync 2>/dev/null
+        echo 3 >/proc/sys/vm/drop_caches; dd if=/dev/vda of=/dev/null bs=64k 2>/dev/null
+        dd if=/dev/hwrng of=/dev/null bs=512 count=4 2>/dev/null
+        ping -c 3 -i 0.2 172.18.0.1 >/dev/null && echo ping=answered
+        head -c 1 >/dev/null; echo typed=yes; while :; do sleep 1; done";
+    boot(&vm, "yun.ip=172.18.0.2/24", script);
+    vm.prints("ping=answered");
+    every_request(&vm);
+    vm.types(b"\n");
+    vm.prints("typed=yes");
+    match bus {
+        Bus::Mmio => vm.act("PressPowerButton"),
+        Bus::Pci => vm.act("SendCtrlAltDel"),
+    }
+    vm.ends_with(0, if bus == Bus::Mmio { "poweroff" } else { "reboot" });
+    sorted(&fs::read_to_string(trace).unwrap(), calls);
+}
+
+fn configure(vm: &Vm, tap: &str) {
+    vm.put("/logger", &json!({"log_path": vm.path("log"), "level": "Debug"}));
+    vm.put("/metrics", &json!({"metrics_path": vm.path("metrics")}));
+    vm.put("/serial", &json!({"rate_limiter": {"size": 1 << 20, "refill_time": 100}}));
+    vm.put_drive("disk", &zeros(&vm.path("disk"), 1 << 20), &json!({"cache_type": "Writeback"}));
+    let interface = json!({"iface_id": "eth0", "host_dev_name": tap, "guest_mac": "06:00:ac:12:00:02"});
+    vm.put("/network-interfaces/eth0", &interface);
+    vm.put("/entropy", &json!({}));
+}
+
+/// What the API offers while a guest runs, and what it refuses.
+fn every_request(vm: &Vm) {
+    for path in ["/", "/version", "/vm/config", "/machine-config", "/metrics", "/openapi.json"] {
+        assert_eq!(vm.ask("GET", path, "").status, 200, "{path}");
+    }
+    let other = zeros(&vm.path("other"), 2 << 20);
+    let done = |path: &str, body: serde_json::Value| {
+        let reply = vm.ask("PATCH", path, &body.to_string());
+        assert_eq!(reply.status, 204, "{path}: {}", reply.body);
+    };
+    done("/drives/disk", json!({"drive_id": "disk", "path_on_host": other}));
+    let limit = json!({"bandwidth": {"size": 1 << 24, "refill_time": 100}});
+    done("/drives/disk", json!({"drive_id": "disk", "rate_limiter": limit}));
+    done(
+        "/network-interfaces/eth0",
+        json!({"iface_id": "eth0", "rx_rate_limiter": limit, "tx_rate_limiter": limit}),
+    );
+    done("/vm", json!({"state": "Paused"}));
+    done("/vm", json!({"state": "Resumed"}));
+    vm.act("FlushMetrics");
+    vm.refused("PUT", "/actions", &json!({"action_type": "InstanceStart"}).to_string());
+    let mut stream = UnixStream::connect(vm.socket()).unwrap();
+    stream.write_all(b"NONSENSE\r\n\r\n").unwrap();
+    assert_eq!(receive(&mut stream).unwrap().status, 400);
+}
+
+/// Whether `call` is what `rule` allows, as far as a trace shows it.
+fn fits(rule: &Rule, call: &Call) -> bool {
+    let at = |place: u8| call.1.get(usize::from(place)).copied().flatten();
+    let low = |value: u64, mask: u64| u32::try_from(value & mask).expect("masked");
+    name_of(rule.call) == Some(&call.0)
+        && match rule.arg {
+            Arg::Any | Arg::Without(..) | Arg::OwnThread(_) => true,
+            Arg::OneOf(place, values) => {
+                at(place).is_some_and(|value| values.contains(&low(value, 0xffff_ffff)))
+            }
+            Arg::Ioctl(requests) => at(1).is_some_and(|value| requests.contains(&low(value, 0xffff))),
+        }
+}
+
+/// Each value that a rule names is a rule of its own here: one that is never used has to go, too.
+fn apart(rule: &Rule) -> Vec<Rule> {
+    let with = |arg| Rule { arg, ..*rule };
+    match rule.arg {
+        Arg::OneOf(place, values) => values.chunks(1).map(|value| with(Arg::OneOf(place, value))).collect(),
+        Arg::Ioctl(requests) => requests.chunks(1).map(|request| with(Arg::Ioctl(request))).collect(),
+        _ => vec![*rule],
+    }
+}
+
+#[test]
+fn a_life_needs_every_call_on_the_lists_and_none_that_is_not_on_them() {
+    if !linux() {
+        return;
+    }
+    let mut calls = Calls::new();
+    for bus in [Bus::Mmio, Bus::Pci] {
+        life(bus, &mut calls);
+    }
+    let mut wrong = Vec::new();
+    for kind in Kind::ALL {
+        let made = &calls[label(kind)];
+        let rules = kind.rules();
+        for call in made.iter().filter(|call| !rules.iter().any(|rule| fits(rule, call))) {
+            wrong.push(format!("{kind:?} makes {call:?}, which is on no list"));
+        }
+        for rule in kind.own().iter().filter(|rule| rule.rarely.is_none()).flat_map(apart) {
+            if !made.iter().any(|call| fits(&rule, call)) {
+                let name = name_of(rule.call).unwrap_or_default();
+                wrong.push(format!("{kind:?} never makes {name} with {:x?}", rule.arg));
+            }
+        }
+    }
+    for rule in EVERY_THREAD.iter().filter(|rule| rule.rarely.is_none()) {
+        if !calls.values().flatten().any(|call| fits(rule, call)) {
+            wrong.push(format!("no thread ever makes {}", name_of(rule.call).unwrap_or_default()));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
