@@ -201,14 +201,19 @@ impl Serial {
     }
 
     /// Hands the guest as much of `input` as its FIFO has room for; how much that was. If it was not all, the output
-    /// buffer's [`Wake`] is called when the guest has read it.
+    /// buffer's [`Wake`] is called when the guest has read it. What arrives while the guest has the UART in loopback is
+    /// lost, as on hardware.
     pub fn enqueue(&self, input: &[u8]) -> usize {
         let mut uart = self.uart();
         let fits = input.len().min(uart.fifo_capacity());
+        let taken = match uart.enqueue_raw_bytes(&input[..fits]) {
+            // It is in loopback, and does not tell when that ends: nobody could be woken then.
+            Ok(0) if fits > 0 => input.len(),
+            taken => taken.unwrap_or(0),
+        };
         // Under the lock that the guest reads under: it can't empty the FIFO unnoticed.
-        self.room.wanted.store(fits < input.len(), Ordering::Relaxed);
-        // An error means that the guest has the UART in loopback, where input does not arrive.
-        uart.enqueue_raw_bytes(&input[..fits]).unwrap_or(fits)
+        self.room.wanted.store(taken < input.len(), Ordering::Relaxed);
+        taken
     }
 }
 
@@ -316,6 +321,19 @@ mod tests {
         assert_eq!(wakes.load(Ordering::Relaxed), 0, "not all is read");
         (0..3).for_each(|_| serial.read(0, &mut byte));
         assert_eq!(wakes.load(Ordering::Relaxed), 1);
+    }
+
+    #[test]
+    fn input_that_meets_a_loopback_is_lost_and_what_follows_arrives() {
+        let (serial, ..) = rig(10);
+        let modem_control = 4;
+        serial.write(modem_control, &[1 << 4]);
+        assert_eq!(serial.enqueue(&[7; 100]), 100);
+        serial.write(modem_control, &[0]);
+        assert_eq!(serial.enqueue(&[8]), 1);
+        let mut byte = [0];
+        serial.read(0, &mut byte);
+        assert_eq!(byte, [8]);
     }
 
     #[test]
