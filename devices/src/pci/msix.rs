@@ -174,7 +174,7 @@ impl Msix {
     /// Fills `data` from the pending bits; 4 or 8 aligned bytes, zeros for anything else.
     pub fn read_pending(&self, offset: u64, data: &mut [u8]) {
         words(offset, data, |dword| {
-            let bits = self.words.iter().skip(dword * 32).take(32).enumerate();
+            let bits = self.words.iter().skip(dword.saturating_mul(32)).take(32).enumerate();
             bits.fold(0, |all, (bit, word)| {
                 all | u32::from(word.load(Ordering::Acquire) & PENDING != 0) << bit
             })
@@ -273,6 +273,18 @@ mod tests {
                 assert_eq!(sink.delivered(0), round, "once each, never lost");
             }
         });
+    }
+
+    #[test]
+    fn what_lies_past_the_table_and_the_pending_bits_reads_as_zeros() {
+        let msix = Msix::new(1, CountingSink::new(1));
+        for offset in [16, 4096, u64::MAX - 7] {
+            let (mut table, mut pending) = ([0xa5; 8], [0xa5; 8]);
+            msix.read_table(offset, &mut table);
+            msix.read_pending(offset, &mut pending);
+            msix.write_table(offset, &[0; 8]);
+            assert_eq!((table, pending), ([0; 8], [0; 8]), "{offset:#x}");
+        }
     }
 
     #[test]
