@@ -95,6 +95,9 @@ pub enum DriveSpecError {
         "The serial must be 1 to {SERIAL_LEN_MAX} printable ASCII characters, without spaces at its ends."
     )]
     Serial,
+    /// The partition can't be named on the kernel's command line.
+    #[error("The partuuid must be one or more printable ASCII characters, without spaces and quotes.")]
+    Partuuid,
 }
 
 impl TryFrom<DriveBody> for Drive {
@@ -109,6 +112,11 @@ impl TryFrom<DriveBody> for Drive {
             if serial.is_empty() || serial.len() > SERIAL_LEN_MAX || !printable || serial.trim() != serial {
                 return Err(DriveSpecError::Serial);
             }
+        }
+        if let Some(partuuid) = &body.partuuid
+            && (partuuid.is_empty() || !partuuid.bytes().all(|b| b.is_ascii_graphic() && b != b'"'))
+        {
+            return Err(DriveSpecError::Partuuid);
         }
         Ok(Self {
             id: body.drive_id,
@@ -158,6 +166,25 @@ mod tests {
             drive(r#"{"drive_id":"a","is_root_device":false,"socket":"/s"}"#),
             Err(DriveSpecError::VhostUser)
         );
+    }
+
+    #[test]
+    fn a_partuuid_is_one_word_of_the_kernel_command_line() {
+        for (partuuid, fine) in [
+            ("0eaa91a0-01", true),
+            ("0eaa91a0-01/PARTNROFF=1", true),
+            ("", false),
+            ("1 init=/bin/sh", false),
+            ("1\\u0000", false),
+            ("1\\n", false),
+            ("\\\"1", false),
+            ("é", false),
+        ] {
+            let json = format!(
+                r#"{{"drive_id":"a","path_on_host":"p","is_root_device":true,"partuuid":"{partuuid}"}}"#
+            );
+            assert_eq!(drive(&json).err(), (!fine).then_some(DriveSpecError::Partuuid), "{partuuid:?}");
+        }
     }
 
     #[test]
