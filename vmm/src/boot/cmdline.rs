@@ -21,6 +21,9 @@ pub enum CmdlineError {
         "the kernel command line holds the byte {0:#04x} at offset {1}; only printable ASCII is accepted"
     )]
     NotPrintable(u8, usize),
+    /// A root device that would be more than one argument, or none.
+    #[error("the root device {0:?} is not a word of printable ASCII without quotes")]
+    Root(String),
 }
 
 /// The root device, if the machine is to name it.
@@ -32,7 +35,25 @@ pub struct Root {
     pub read_only: bool,
 }
 
-/// Puts the line together: the caller's arguments (up to ` -- `, which begins init's), `pci=off` where there is no bus,
+/// Where the arguments of init begin: at the first word `--`, as Linux's `next_arg` (`lib/cmdline.c`) finds words.
+fn init_args_at(args: &str) -> Option<usize> {
+    let (mut start, mut quoted) = (0, false);
+    for (at, byte) in args.bytes().chain([b' ']).enumerate() {
+        match byte {
+            b'"' => quoted = !quoted,
+            b' ' | b'\t' if !quoted => {
+                if matches!(&args[start..at], "--" | "\"--\"") {
+                    return Some(start);
+                }
+                start = at + 1;
+            }
+            _ => {}
+        }
+    }
+    None
+}
+
+/// Puts the line together: the caller's arguments (up to `--`, which begins init's), `pci=off` where there is no bus,
 /// the root device, the virtio-mmio devices for kernels that don't find them through ACPI.
 ///
 /// # Errors
@@ -48,10 +69,12 @@ pub fn assemble(
     if let Some((at, byte)) = args.bytes().enumerate().find(|(_, b)| bad(*b)) {
         return Err(CmdlineError::NotPrintable(byte, at));
     }
-    let (kernel_args, init_args) = match args.split_once(" -- ") {
-        Some((kernel, init)) => (kernel, Some(init)),
-        None => (args, None),
-    };
+    if let Some(root) = root
+        && (root.device.is_empty() || !root.device.bytes().all(|b| b.is_ascii_graphic() && b != b'"'))
+    {
+        return Err(CmdlineError::Root(root.device.clone()));
+    }
+    let (kernel_args, init_args) = args.split_at(init_args_at(args).unwrap_or(args.len()));
     let mut line = kernel_args.trim().to_owned();
     let mut add = |word: &str| {
         if !line.is_empty() {
@@ -69,8 +92,7 @@ pub fn assemble(
     for device in mmio {
         add(&format!("virtio_mmio.device={}K@{:#x}:{}", layout::MMIO_WINDOW >> 10, device.base, device.gsi));
     }
-    if let Some(init_args) = init_args {
-        add("--");
+    if !init_args.is_empty() {
         add(init_args);
     }
     if line.len() > max {
@@ -103,6 +125,27 @@ mod tests {
             assemble(&"x".repeat(MAX + 1), None, true, &[], MAX),
             Err(CmdlineError::TooLong { len: MAX + 1, max: MAX })
         );
+    }
+
+    #[test]
+    fn what_begins_the_arguments_of_init_is_what_the_kernel_takes_for_it() {
+        let assembled = |args| assemble(args, None, false, &[], MAX).unwrap();
+        assert_eq!(assembled("-- single"), "pci=off -- single");
+        assert_eq!(assembled("quiet --"), "quiet pci=off --");
+        assert_eq!(assembled("quiet\t--\tsingle"), "quiet pci=off --\tsingle");
+        assert_eq!(assembled(r#"a="b -- c" d -- e"#), r#"a="b -- c" d pci=off -- e"#);
+        assert_eq!(assembled(r#"a "--" b"#), r#"a pci=off "--" b"#);
+    }
+
+    #[test]
+    fn a_root_device_that_is_no_single_word_is_refused() {
+        for device in ["", "PARTUUID=1 init=/bin/sh", "PARTUUID=1\0", "PARTUUID=\"1", "PARTUUID=\u{e9}"] {
+            let root = Root { device: device.to_owned(), read_only: true };
+            assert_eq!(
+                assemble("quiet", Some(&root), true, &[], MAX),
+                Err(CmdlineError::Root(device.to_owned()))
+            );
+        }
     }
 
     #[test]
