@@ -6,10 +6,15 @@ use std::io::{Read, Seek, SeekFrom};
 use linux_loader::loader::bootparam::setup_header;
 use linux_loader::loader::elf::PvhBootCapability;
 use linux_loader::loader::{BzImage, Elf, KernelLoader};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
 use crate::arch::x86_64::layout;
 use crate::arch::x86_64::regs::Entry;
+
+/// Program headers of an ELF image, at most: several times what Linux has. Each costs reads of the file.
+const SEGMENTS_MAX: u16 = 64;
+/// Bytes of ELF notes, at most: a hundred times what Linux has. They are read one by one.
+const NOTES_MAX: u64 = 64 << 10;
 
 /// Why an image could not be loaded.
 #[derive(Debug, thiserror::Error)]
@@ -29,6 +34,33 @@ pub enum KernelError {
     /// The entry point is not in RAM.
     #[error("the kernel's entry point {0:#x} lies outside the guest's memory")]
     EntryOutsideRam(u64),
+    /// More program headers than any kernel has.
+    #[error("the kernel image has {0} program headers; at most {SEGMENTS_MAX} are accepted")]
+    TooManySegments(u16),
+    /// A segment that has no room.
+    #[error(
+        "the kernel image's segment of {in_file} bytes in the file and {in_memory} in memory at {address:#x} does not fit \
+         into the guest's memory from {:#x} on", layout::HIMEM.0
+    )]
+    Segment {
+        /// Where it is to be.
+        address: u64,
+        /// Bytes that are loaded.
+        in_file: u64,
+        /// Bytes that it takes.
+        in_memory: u64,
+    },
+    /// Segments that share bytes of the file.
+    #[error("the kernel image's segments hold {loaded} bytes, more than its file of {file}")]
+    Repeated {
+        /// Bytes of all segments.
+        loaded: u64,
+        /// Bytes of the file.
+        file: u64,
+    },
+    /// Notes that would take long to look through.
+    #[error("the kernel image has {0} bytes of notes; at most {NOTES_MAX} are accepted")]
+    Notes(u64),
     /// Reading the initrd failed.
     #[error("cannot read the initrd: {0}")]
     ReadInitrd(std::io::Error),
@@ -104,23 +136,74 @@ fn format_of(image: &mut File) -> Result<Format, KernelError> {
     Err(KernelError::NotAKernel)
 }
 
+/// Looks at the program headers of an ELF image: what the loader is about to do is bounded by the size of the file, and stays
+/// in the guest's memory from [`layout::HIMEM`] on. The end of the last segment.
+fn check_segments(ram: &GuestMemoryMmap<()>, image: &mut File) -> Result<u64, KernelError> {
+    const HEADER: usize = 64;
+    const PROGRAM_HEADER: usize = 56;
+    const LOAD: u32 = 1;
+    const NOTE: u32 = 4;
+    let u16_at = |bytes: &[u8], at| u16::from_le_bytes([bytes[at], bytes[at + 1]]);
+    let u32_at = |bytes: &[u8], at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four"));
+    let u64_at = |bytes: &[u8], at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight"));
+    let file = image.seek(SeekFrom::End(0)).map_err(KernelError::Read)?;
+    let mut header = [0u8; HEADER];
+    image.seek(SeekFrom::Start(0)).and_then(|_| image.read_exact(&mut header)).map_err(KernelError::Read)?;
+    let (offset, size, count) = (u64_at(&header, 32), u16_at(&header, 54), u16_at(&header, 56));
+    if usize::from(size) != PROGRAM_HEADER {
+        return Err(KernelError::NotAKernel);
+    }
+    if count > SEGMENTS_MAX {
+        return Err(KernelError::TooManySegments(count));
+    }
+    image.seek(SeekFrom::Start(offset)).map_err(KernelError::Read)?;
+    let (mut end, mut loaded, mut notes) = (None, 0u64, 0u64);
+    for _ in 0..count {
+        let mut segment = [0u8; PROGRAM_HEADER];
+        image.read_exact(&mut segment).map_err(KernelError::Read)?;
+        let [address, in_file, in_memory] = [24, 32, 40].map(|at| u64_at(&segment, at));
+        match u32_at(&segment, 0) {
+            LOAD => {
+                let past = address.checked_add(in_memory).filter(|_| {
+                    address >= layout::HIMEM.0
+                        && in_file <= in_memory
+                        && usize::try_from(in_memory)
+                            .is_ok_and(|len| ram.check_range(GuestAddress(address), len))
+                });
+                end = end.max(Some(past.ok_or(KernelError::Segment { address, in_file, in_memory })?));
+                loaded = loaded.saturating_add(in_file);
+            }
+            NOTE => notes = notes.saturating_add(in_file),
+            _ => {}
+        }
+    }
+    if loaded > file {
+        return Err(KernelError::Repeated { loaded, file });
+    }
+    if notes > NOTES_MAX {
+        return Err(KernelError::Notes(notes));
+    }
+    end.ok_or(KernelError::NotAKernel)
+}
+
 /// Loads the kernel image into guest RAM.
 ///
 /// # Errors
 /// [`KernelError`]; guest RAM may hold a part of the image then, so it is not to be used.
 pub fn load(ram: &GuestMemoryMmap<()>, image: &mut File) -> Result<Kernel, KernelError> {
     let in_ram = |entry: u64| {
-        let found = vm_memory::GuestMemoryBackend::address_in_range(ram, GuestAddress(entry));
+        let found = ram.address_in_range(GuestAddress(entry));
         if found { Ok(entry) } else { Err(KernelError::EntryOutsideRam(entry)) }
     };
     match format_of(image)? {
         Format::Elf64 => {
+            let end = check_segments(ram, image)?;
             let loaded = Elf::load(ram, None, image, Some(layout::HIMEM)).map_err(KernelError::Load)?;
             let entry = match loaded.pvh_boot_cap {
                 PvhBootCapability::PvhEntryPresent(entry) => Entry::Pvh(in_ram(entry.0)?),
                 _ => Entry::Linux64(in_ram(loaded.kernel_load.0)?),
             };
-            Ok(Kernel { entry, end: loaded.kernel_end, setup_header: None })
+            Ok(Kernel { entry, end, setup_header: None })
         }
         Format::BzImage => {
             const XLF_KERNEL_64: u16 = 1;
@@ -153,8 +236,9 @@ pub fn load_initrd(
     let size = initrd.seek(SeekFrom::End(0)).map_err(KernelError::ReadInitrd)?;
     initrd.seek(SeekFrom::Start(0)).map_err(KernelError::ReadInitrd)?;
     let limit = kernel.initrd_limit(low_ram_end);
-    let too_large = KernelError::InitrdTooLarge { size, kernel_end: kernel.end, limit };
-    let Some(start) = limit.checked_sub(size).map(|start| start & !(PAGE - 1)).filter(|s| *s >= kernel.end)
+    let kernel_end = kernel.end.max(layout::HIMEM.0);
+    let too_large = KernelError::InitrdTooLarge { size, kernel_end, limit };
+    let Some(start) = limit.checked_sub(size).map(|start| start & !(PAGE - 1)).filter(|s| *s >= kernel_end)
     else {
         return Err(too_large);
     };
@@ -206,6 +290,72 @@ mod tests {
         let mut loaded = [0u8; 7];
         ram.read_slice(&mut loaded, GuestAddress(0x20_0000)).unwrap();
         assert_eq!(&loaded, b"payload");
+    }
+
+    /// The program header `index` of an image, which has as many.
+    fn segment(image: &mut [u8], index: usize, kind: u32, [offset, address, in_file, in_memory]: [u64; 4]) {
+        image[56..58].copy_from_slice(&u16::try_from(index + 1).unwrap().to_le_bytes());
+        let header = &mut image[64 + 56 * index..][..56];
+        header[..4].copy_from_slice(&kind.to_le_bytes());
+        for (at, value) in [(8, offset), (24, address), (32, in_file), (40, in_memory)] {
+            header[at..at + 8].copy_from_slice(&value.to_le_bytes());
+        }
+    }
+
+    #[test]
+    fn the_kernels_end_is_past_all_that_it_has_in_memory_and_never_where_boot_structures_are() {
+        let mut image = elf(&[0; 4096]);
+        segment(&mut image, 0, 1, [1024, 0x20_0000, 16, 0x1000]);
+        // Nothing of this one is in the file: zeroed memory.
+        segment(&mut image, 1, 1, [0, 0x30_0000, 0, 0x5000]);
+        assert_eq!(load(&ram(), &mut file(&image)).unwrap().end, 0x30_5000);
+        for end in [0, 0x9_f000, layout::HIMEM.0 - 1] {
+            let kernel = Kernel { entry: Entry::Linux64(0), end, setup_header: None };
+            let whole = vec![7; 16 << 20];
+            assert!(load_initrd(&ram(), &kernel, &mut file(&whole), 16 << 20).is_err(), "{end:#x}");
+        }
+    }
+
+    #[test]
+    fn a_segment_outside_memory_or_where_boot_structures_are_or_larger_in_the_file_is_refused() {
+        for [address, in_file, in_memory] in [
+            [0, 16, 16],
+            [0xf_fff0, 32, 32],
+            [0x20_0000, 32, 31],
+            [(16 << 20) - 16, 16, 17],
+            [0x20_0000, 16, u64::MAX],
+            [u64::MAX, 0, 16],
+        ] {
+            let mut image = elf(&[0; 4096]);
+            segment(&mut image, 0, 1, [1024, address, in_file, in_memory]);
+            let error = load(&ram(), &mut file(&image)).err();
+            assert!(matches!(error, Some(KernelError::Segment { .. })), "{address:#x}: {error:?}");
+        }
+    }
+
+    #[test]
+    fn an_image_without_anything_to_load_is_no_kernel() {
+        let mut image = elf(&[0; 64]);
+        segment(&mut image, 0, 2, [120, 0x20_0000, 16, 16]);
+        assert!(matches!(load(&ram(), &mut file(&image)), Err(KernelError::NotAKernel)));
+    }
+
+    #[test]
+    fn headers_that_would_keep_the_loader_busy_for_hours_are_refused() {
+        // The same segment over and over.
+        let mut image = elf(&[0; 1 << 20]);
+        for index in 0..3 {
+            segment(&mut image, index, 1, [0, 0x20_0000, 1 << 19, 1 << 19]);
+        }
+        assert!(matches!(load(&ram(), &mut file(&image)), Err(KernelError::Repeated { .. })));
+        // Notes without end.
+        let mut image = elf(&[0; 1 << 20]);
+        segment(&mut image, 1, 4, [0, 0, 1 << 20, 1 << 20]);
+        assert!(matches!(load(&ram(), &mut file(&image)), Err(KernelError::Notes(_))));
+        // More headers than anybody has.
+        let mut image = elf(&[0; 1 << 20]);
+        segment(&mut image, usize::from(SEGMENTS_MAX), 2, [0; 4]);
+        assert!(matches!(load(&ram(), &mut file(&image)), Err(KernelError::TooManySegments(_))));
     }
 
     #[test]
