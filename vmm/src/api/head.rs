@@ -21,13 +21,18 @@ pub(super) enum Replied {
 
 const SERVER_NAME: &str = "Firecracker API";
 
-/// Whether the client wants the connection to stay open after the answer.
-pub(super) fn stays_open(request: &Parts) -> bool {
+/// Whether the connection stays open after the answer: the client wants that, and sees where the answer ends.
+pub(super) fn stays_open(request: &Parts, replied: &Replied) -> bool {
     let says = |word: &str| {
         let values = request.headers.get_all(CONNECTION).iter().filter_map(|value| value.to_str().ok());
         values.flat_map(|value| value.split(',')).any(|token| token.trim().eq_ignore_ascii_case(word))
     };
-    if request.version == Version::HTTP_10 { says("keep-alive") } else { !says("close") }
+    match (request.version, replied) {
+        // HTTP/1.0 has no chunks: a stream is as long as its connection.
+        (Version::HTTP_10, Replied::Events(_)) => false,
+        (Version::HTTP_10, Replied::Text(_)) => says("keep-alive"),
+        _ => !says("close"),
+    }
 }
 
 /// The answer in hyper's terms. The order of its headers is the order on the wire.

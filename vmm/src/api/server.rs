@@ -307,7 +307,11 @@ impl Server {
         if let Some(tally) = tally.filter(|_| refused) {
             tally.fails.inc();
         }
-        Ok(respond(reply, deprecated, stays_open(&head)))
+        let open = stays_open(&head, &reply);
+        let mut response = respond(reply, deprecated, open);
+        // Else hyper would add to what the head says of the connection.
+        *response.version_mut() = head.version;
+        Ok(response)
     }
 
     /// Takes in a body, as long as it keeps within the limit.

@@ -358,6 +358,20 @@ fn stream(rig: &Rig, target: &str) -> BufReader<Client> {
 }
 
 #[test]
+fn a_stream_over_http_1_0_is_as_long_as_its_connection_and_says_so() {
+    let rig = Rig::new();
+    rig.events.push(EventKind::Started, None);
+    rig.events.close();
+    let answer = rig.ask_to_the_end("GET /events HTTP/1.0\r\nConnection: keep-alive\r\n\r\n");
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    assert_eq!(
+        head,
+        "HTTP/1.0 200 \r\nServer: Firecracker API\r\nConnection: close\r\nContent-Type: application/x-ndjson"
+    );
+    assert!(body.starts_with(r#"{"seq":1,"#) && body.ends_with("}\n"), "{body}");
+}
+
+#[test]
 fn a_stream_gives_past_events_first_then_each_as_it_comes_and_ends_with_the_server() {
     let mut rig = Rig::new();
     rig.events.push(EventKind::Started, None);
