@@ -1,10 +1,3 @@
-//! An entropy device under a hostile driver.
 #![no_main]
 
-use devices::limiter::LimiterSpec;
-use devices::virtio::rng::Rng;
-use devices_fuzz::{Input, play};
-
-libfuzzer_sys::fuzz_target!(|data: &[u8]| {
-    play(Rng::new(&LimiterSpec::default()), 1, &mut Input(data), |_| ());
-});
+libfuzzer_sys::fuzz_target!(|data: &[u8]| devices_fuzz::rng::run(data));

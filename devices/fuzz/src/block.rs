@@ -1,0 +1,94 @@
+//! A disk under a hostile driver, over a backing that fails, and a control thread that swaps it and changes limits.
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::{Arc, Mutex};
+
+use devices::limiter::LimiterSpec;
+use devices::mem::VolatileSlice;
+use devices::testing::block::MemBackend;
+use devices::testing::queue::{give, take};
+use devices::testing::ram;
+use devices::virtio::block::{Backend, Block, BlockOptions, Cache};
+use devices::virtio::queue::{total_len, truncate};
+
+use crate::Input;
+use crate::guest::{limits, play};
+
+/// What becomes of the next calls: one byte each.
+type Fates = Arc<Mutex<VecDeque<u8>>>;
+
+/// A disk that fails or stops short as the input says.
+struct Disk(MemBackend, Fates);
+
+impl Disk {
+    /// The bytes to transfer, of `wanted`.
+    fn fate(&self, wanted: usize) -> io::Result<usize> {
+        match self.1.lock().expect("no panic goes on").pop_front() {
+            None | Some(0) => Ok(wanted),
+            Some(1) => Err(io::ErrorKind::Interrupted.into()),
+            Some(2) => Err(io::ErrorKind::StorageFull.into()),
+            Some(part) => Ok(wanted.min(usize::from(part))),
+        }
+    }
+}
+
+impl Backend for Disk {
+    fn sectors(&self) -> u64 {
+        self.0.sectors()
+    }
+
+    fn read_at(&mut self, offset: u64, into: &[VolatileSlice]) -> io::Result<usize> {
+        let keep = self.fate(total_len(into))?;
+        self.0.read_at(offset, truncate(&mut into.to_vec(), keep))
+    }
+
+    fn write_at(&mut self, offset: u64, from: &[VolatileSlice]) -> io::Result<usize> {
+        assert!(offset + total_len(from) as u64 <= 512 * self.sectors(), "checked against the capacity");
+        let keep = self.fate(total_len(from))?;
+        self.0.write_at(offset, truncate(&mut from.to_vec(), keep))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.fate(0)?;
+        self.0.flush()
+    }
+}
+
+/// Plays one input.
+pub fn run(data: &[u8]) {
+    let mut input = Input(data);
+    let fates = Fates::default();
+    let disk = |sectors| Box::new(Disk(MemBackend::zeroed(sectors), Arc::clone(&fates)));
+    let options = BlockOptions {
+        name: "fuzz".into(),
+        read_only: input.chance(),
+        cache: if input.chance() { Cache::Writeback } else { Cache::Unsafe },
+        serial: "fuzz".into(),
+        limits: limits(&mut input),
+    };
+    let block = Block::new(disk(8), &options);
+    let handle = block.handle();
+    let extra = |input: &mut Input| match input.byte() % 4 {
+        0 => handle.swap_backing(disk(usize::from(input.byte() % 16))),
+        1 => handle.set_limits(limits(input)),
+        _ => fates.lock().expect("no panic goes on").extend(input.take::<4>()),
+    };
+    let mut guest = play(block, 1, &mut input, extra, || {
+        fates.lock().expect("no panic goes on").clear();
+        handle.swap_backing(disk(8));
+        handle.set_limits(LimiterSpec::default());
+    });
+    // An honest driver reads the last sector.
+    const HEADER: u64 = 0x1_0000;
+    const DATA: u64 = 0x1_1000;
+    const STATUS: u64 = 0x1_2000;
+    let mut header = [0; 16];
+    header[8] = 7;
+    ram::write(&guest.ram, HEADER, &header);
+    ram::write(&guest.ram, DATA, &[0xff; 512]);
+    ram::write(&guest.ram, STATUS, &[0xff]);
+    assert_eq!(guest.ask(0, &[give(HEADER, 16), take(DATA, 512), take(STATUS, 1)]), 513);
+    assert_eq!(ram::read(&guest.ram, STATUS, 1), [0]);
+    assert_eq!(ram::read(&guest.ram, DATA, 512), [0; 512]);
+}
