@@ -25,7 +25,7 @@ pub use openapi::document;
 pub use openapi::document as openapi_document;
 pub use reply::{ContentType, Reply};
 pub use route::{ApiError, Asked, Method, Routed, route};
-pub use server::{ApiServer, BODY_LEN_MAX_DEFAULT, Limits, Services};
+pub use server::{ApiServer, BODY_LEN_MAX_DEFAULT, Limits, Services, serve_connection};
 pub use socket::{ApiSocket, SocketError};
 
 /// The description of this API, as JSON; generated from the types, and held equal to them by a test.

@@ -140,6 +140,12 @@ impl Drop for ApiServer {
     }
 }
 
+/// Serves one connection that the caller accepted, on the caller's runtime, until its client or a malformed request ends it.
+/// Of the limits, all but the number of connections hold: counting them, and stopping, is [`ApiServer`]'s.
+pub async fn serve_connection(stream: UnixStream, services: Services) {
+    Server::new(services).serve(stream).await;
+}
+
 /// A request that ended its connection; why is in the [`Exchange`].
 #[derive(Debug, thiserror::Error)]
 #[error("the connection ends")]
