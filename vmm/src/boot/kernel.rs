@@ -1,7 +1,7 @@
 //! Kernel images: ELF (entered by PVH or Linux's 64-bit entry) and bzImage, and the initrd beside them.
 
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{ErrorKind, Read, Seek, SeekFrom};
 
 use linux_loader::loader::bootparam::setup_header;
 use linux_loader::loader::elf::PvhBootCapability;
@@ -34,13 +34,16 @@ pub enum KernelError {
     /// The entry point is not in RAM.
     #[error("the kernel's entry point {0:#x} lies outside the guest's memory")]
     EntryOutsideRam(u64),
+    /// The file ends before the headers do.
+    #[error("cannot load the kernel image: its headers are cut off")]
+    CutOff,
     /// More program headers than any kernel has.
-    #[error("the kernel image has {0} program headers; at most {SEGMENTS_MAX} are accepted")]
+    #[error("cannot load the kernel image: it has {0} program headers; at most {SEGMENTS_MAX} are accepted")]
     TooManySegments(u16),
     /// A segment that has no room.
     #[error(
-        "the kernel image's segment of {in_file} bytes in the file and {in_memory} in memory at {address:#x} does not fit \
-         into the guest's memory from {:#x} on", layout::HIMEM.0
+        "cannot load the kernel image: its segment of {in_file} bytes in the file and {in_memory} in memory at \
+         {address:#x} does not fit into the guest's memory from {:#x} on", layout::HIMEM.0
     )]
     Segment {
         /// Where it is to be.
@@ -50,16 +53,16 @@ pub enum KernelError {
         /// Bytes that it takes.
         in_memory: u64,
     },
-    /// Segments that share bytes of the file.
-    #[error("the kernel image's segments hold {loaded} bytes, more than its file of {file}")]
-    Repeated {
+    /// Segments that the file can't hold, unless they share bytes of it.
+    #[error("cannot load the kernel image: its segments hold {loaded} bytes, its file only {file}")]
+    LargerThanFile {
         /// Bytes of all segments.
         loaded: u64,
         /// Bytes of the file.
         file: u64,
     },
     /// Notes that would take long to look through.
-    #[error("the kernel image has {0} bytes of notes; at most {NOTES_MAX} are accepted")]
+    #[error("cannot load the kernel image: it has {0} bytes of notes; at most {NOTES_MAX} are accepted")]
     Notes(u64),
     /// Reading the initrd failed.
     #[error("cannot read the initrd: {0}")]
@@ -146,9 +149,14 @@ fn check_segments(ram: &GuestMemoryMmap<()>, image: &mut File) -> Result<u64, Ke
     let u16_at = |bytes: &[u8], at| u16::from_le_bytes([bytes[at], bytes[at + 1]]);
     let u32_at = |bytes: &[u8], at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four"));
     let u64_at = |bytes: &[u8], at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight"));
+    let read = |error: std::io::Error| match error.kind() {
+        // The latter is about an offset that no file reaches.
+        ErrorKind::UnexpectedEof | ErrorKind::InvalidInput => KernelError::CutOff,
+        _ => KernelError::Read(error),
+    };
     let file = image.seek(SeekFrom::End(0)).map_err(KernelError::Read)?;
     let mut header = [0u8; HEADER];
-    image.seek(SeekFrom::Start(0)).and_then(|_| image.read_exact(&mut header)).map_err(KernelError::Read)?;
+    image.seek(SeekFrom::Start(0)).and_then(|_| image.read_exact(&mut header)).map_err(read)?;
     let (offset, size, count) = (u64_at(&header, 32), u16_at(&header, 54), u16_at(&header, 56));
     if usize::from(size) != PROGRAM_HEADER {
         return Err(KernelError::NotAKernel);
@@ -156,11 +164,11 @@ fn check_segments(ram: &GuestMemoryMmap<()>, image: &mut File) -> Result<u64, Ke
     if count > SEGMENTS_MAX {
         return Err(KernelError::TooManySegments(count));
     }
-    image.seek(SeekFrom::Start(offset)).map_err(KernelError::Read)?;
+    image.seek(SeekFrom::Start(offset)).map_err(read)?;
     let (mut end, mut loaded, mut notes) = (None, 0u64, 0u64);
     for _ in 0..count {
         let mut segment = [0u8; PROGRAM_HEADER];
-        image.read_exact(&mut segment).map_err(KernelError::Read)?;
+        image.read_exact(&mut segment).map_err(read)?;
         let [address, in_file, in_memory] = [24, 32, 40].map(|at| u64_at(&segment, at));
         match u32_at(&segment, 0) {
             LOAD => {
@@ -178,7 +186,7 @@ fn check_segments(ram: &GuestMemoryMmap<()>, image: &mut File) -> Result<u64, Ke
         }
     }
     if loaded > file {
-        return Err(KernelError::Repeated { loaded, file });
+        return Err(KernelError::LargerThanFile { loaded, file });
     }
     if notes > NOTES_MAX {
         return Err(KernelError::Notes(notes));
@@ -334,6 +342,15 @@ mod tests {
     }
 
     #[test]
+    fn program_headers_past_the_files_end_are_cut_off() {
+        for offset in [4096, 1 << 40, u64::MAX - 55, u64::MAX] {
+            let mut image = elf(b"payload");
+            image[32..40].copy_from_slice(&offset.to_le_bytes());
+            assert!(matches!(load(&ram(), &mut file(&image)), Err(KernelError::CutOff)), "{offset:#x}");
+        }
+    }
+
+    #[test]
     fn an_image_without_anything_to_load_is_no_kernel() {
         let mut image = elf(&[0; 64]);
         segment(&mut image, 0, 2, [120, 0x20_0000, 16, 16]);
@@ -347,7 +364,7 @@ mod tests {
         for index in 0..3 {
             segment(&mut image, index, 1, [0, 0x20_0000, 1 << 19, 1 << 19]);
         }
-        assert!(matches!(load(&ram(), &mut file(&image)), Err(KernelError::Repeated { .. })));
+        assert!(matches!(load(&ram(), &mut file(&image)), Err(KernelError::LargerThanFile { .. })));
         // Notes without end.
         let mut image = elf(&[0; 1 << 20]);
         segment(&mut image, 1, 4, [0, 0, 1 << 20, 1 << 20]);
