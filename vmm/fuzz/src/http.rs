@@ -46,6 +46,7 @@ fn services(events: &Arc<EventRing>) -> Services {
         metrics,
         events: Arc::clone(events),
         limits: Limits { body_len_max: BODY_LEN_MAX, ..Limits::default() },
+        peer_uids: Arc::new([]),
     }
 }
 
