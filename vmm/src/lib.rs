@@ -5,10 +5,11 @@
 //! ```text
 //!   bin/yun-vmm ──> api ──> control ──> machine ──> { vcpu, boot, arch, kvm, mem, host } ──> devices (its own crate)
 //!                    └───────> spec <──────┘        events, metrics, logger, output: leaves that anybody may use
+//!   bin/yun-jailer ──> jailer_args ──> sandbox ──> spec (the id): has nothing to do with the above until it executes it
 //! ```
 //! | room | one idea |
 //! |---|---|
-//! | [`args`] | the command line |
+//! | [`args`], [`jailer_args`] | the command lines of `yun-vmm` and `yun-jailer` |
 //! | [`spec`] | what can be asked for: JSON bodies and checked values; no I/O |
 //! | [`api`] | HTTP on the socket; a request becomes a [`control::Command`], an answer becomes a reply |
 //! | [`control`] | which command is allowed when (pure), what was configured, and the one thread that carries it out |
@@ -19,7 +20,7 @@
 //! | [`kvm`] | ioctls; `unsafe` |
 //! | [`mem`] | guest RAM on the host, vectored I/O into it; `unsafe` |
 //! | [`host`] | disk images, TAP devices, the console's ends; `unsafe` for the TAP's ioctls |
-//! | [`sandbox`] | seccomp, Landlock and the like; `unsafe` |
+//! | [`sandbox`] | what a VMM can reach and may do: jails and cgroups, seccomp and Landlock; `unsafe` |
 //! | [`events`], [`metrics`], [`logger`] | what happened, how often, and in words |
 //!
 //! # Threads
@@ -45,6 +46,7 @@ pub mod boot;
 pub mod control;
 pub mod events;
 pub mod host;
+pub mod jailer_args;
 pub mod kvm;
 pub mod logger;
 pub mod machine;

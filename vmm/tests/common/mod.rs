@@ -186,7 +186,8 @@ impl Setup {
 pub struct Captured(Arc<Mutex<(Vec<u8>, bool)>>);
 
 impl Captured {
-    fn of(source: impl Read + Send + 'static) -> Self {
+    /// Collects what `source` gives until its end.
+    pub fn of(source: impl Read + Send + 'static) -> Self {
         let captured = Self::default();
         let ours = captured.clone();
         thread::spawn(move || ours.fill_from(source));

@@ -1,0 +1,108 @@
+//! Which descriptors a process has: those that its maker named, and no others.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd, RawFd};
+
+use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
+use nix::sys::stat::Mode;
+use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout};
+
+/// Standard input, output and error, which are not strays.
+const STANDARD: RawFd = 3;
+
+/// A descriptor that was named and is not open.
+#[derive(Debug, thiserror::Error)]
+#[error("descriptor {fd} can't be kept: accepted is an open one from {STANDARD} on")]
+pub struct NotOpen {
+    /// Its number.
+    pub fd: RawFd,
+}
+
+/// Closes every descriptor from 3 on, but not those in `keep`, which survive an `execve` from now on.
+///
+/// Whatever owned a closed descriptor in this process must not be used or dropped afterwards: call this before there is
+/// anything, or in a child that has no use for it.
+///
+/// # Errors
+/// [`NotOpen`] if one of `keep` is; then nothing is closed.
+pub fn close_all_but(keep: &[RawFd]) -> Result<(), NotOpen> {
+    let mut sorted = keep.to_vec();
+    sorted.sort_unstable();
+    for fd in &sorted {
+        // SAFETY: fcntl checks the number; F_GETFD changes nothing.
+        let open = *fd >= STANDARD && unsafe { libc::fcntl(*fd, libc::F_GETFD) } >= 0;
+        if !open {
+            return Err(NotOpen { fd: *fd });
+        }
+    }
+    let mut first = libc::c_uint::try_from(STANDARD).expect("a small number");
+    for fd in sorted {
+        let fd = libc::c_uint::try_from(fd).expect("checked above");
+        if first < fd {
+            close_range(first, fd - 1);
+        }
+        first = fd + 1;
+    }
+    close_range(first, libc::c_uint::MAX);
+    Ok(())
+}
+
+fn close_range(first: libc::c_uint, last: libc::c_uint) {
+    // SAFETY: the caller of close_all_but has no more use for any descriptor in between. The call fails only for an empty
+    // range or unknown flags, neither of which is given.
+    unsafe { libc::close_range(first, last, 0) };
+}
+
+/// `/dev/null`, open for both ways.
+///
+/// # Errors
+/// If the host has none.
+pub fn null() -> io::Result<File> {
+    File::options().read(true).write(true).open("/dev/null")
+}
+
+/// A copy of standard error that an `execve` closes.
+///
+/// # Errors
+/// If it can't be copied.
+pub fn save_stderr() -> io::Result<OwnedFd> {
+    Ok(io::stderr().as_fd().try_clone_to_owned()?)
+}
+
+/// Makes `null` standard input, output and error.
+///
+/// # Errors
+/// If the kernel refuses.
+pub fn redirect_to(null: impl AsFd) -> io::Result<()> {
+    let null = null.as_fd();
+    dup2_stdin(null)?;
+    dup2_stdout(null)?;
+    dup2_stderr(null)?;
+    Ok(())
+}
+
+/// Gives back standard error.
+///
+/// # Errors
+/// If the kernel refuses.
+pub fn restore_stderr(saved: &OwnedFd) -> io::Result<()> {
+    Ok(dup2_stderr(saved)?)
+}
+
+/// Lets `fd` survive an `execve`.
+///
+/// # Errors
+/// If the kernel refuses.
+pub fn keep_over_exec(fd: impl AsFd) -> io::Result<()> {
+    fcntl(fd, FcntlArg::F_SETFD(FdFlag::empty()))?;
+    Ok(())
+}
+
+/// Opens something of the host that a caller named, to be used later.
+///
+/// # Errors
+/// What the host says.
+pub fn open_path(path: &std::path::Path) -> io::Result<OwnedFd> {
+    Ok(nix::fcntl::open(path, OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK, Mode::empty())?)
+}

@@ -1,0 +1,427 @@
+//! The jail as files: `<base>/<exec name>/<id>/root` with what the VMM needs in it, and the way back to nothing.
+//!
+//! ```text
+//!   base/                        the caller's; checked, never changed
+//!   └ yun-vmm/                   named after the exec file; shared by its jails
+//!     └ vm-1/                    one jail's
+//!       ├ jail.lock              who holds it, see `lock`
+//!       └ root/                  the VMM's `/`
+//!         ├ yun-vmm              the exec file, copied: a link would share its inode with every jail
+//!         ├ yun-vmm.pid          if its process is not the jailer's own
+//!         ├ dev/{kvm,net/tun,urandom}
+//!         └ run/                 for the API's socket
+//! ```
+//! The directories of the root may be there before, with images of the user's in them. They are taken into custody first
+//! (owner: the jailer's user, mode 0700), so that nobody can swap anything in them meanwhile; only when everything is in
+//! its place they are given to the VMM's user. Exec file, nodes and pid file that are there already are replaced if they
+//! are exactly what an earlier jailer leaves (that kind of file, one name); anything else in their place is refused.
+//!
+//! [`Tree::undo`] removes what was made here, in reverse, and nothing else: a directory goes only if it was made here and
+//! is empty. `<base>/<exec name>` belongs to whichever of its jails is the last, so the sticky bit, otherwise without
+//! meaning on it, marks one that a jailer made.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::{File, Permissions};
+use std::io::{self, Write};
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::sys::stat::FileStat;
+use nix::unistd::{Gid, Uid};
+
+use super::dir::{Dir, Kind, PathError, is_plain};
+use super::lock::{self, Ledger, Lock, LockError, Process};
+use crate::spec::InstanceId;
+
+/// The VMM's `/`, beside the lock.
+const ROOT: &str = "root";
+/// Directories of the root, those that hold others first.
+const DIRS: [&str; 3] = ["root/run", "root/dev", "root/dev/net"];
+/// Device nodes: path, and the numbers of the kernel's `admin-guide/devices.txt`.
+const DEVICES: [(&str, (u32, u32)); 3] =
+    [("root/dev/kvm", (10, 232)), ("root/dev/net/tun", (10, 200)), ("root/dev/urandom", (1, 9))];
+
+/// Mode of the root and the directories in it.
+const PRIVATE: u32 = 0o700;
+/// Mode of the directories above the root, in which nobody but the jailer's user makes anything.
+const PASSABLE: u32 = 0o755;
+/// The sticky bit: on a directory that several jails share, that a jailer made it.
+pub(super) const MADE_BY_A_JAILER: u32 = 0o1000;
+/// How often a janitor may remove a directory between our making it and our using it.
+const ATTEMPTS: usize = 100;
+
+/// What a tree is made of.
+#[derive(Clone, Debug)]
+pub struct TreeSpec<'a> {
+    /// The directory that holds all jails.
+    pub base: &'a Path,
+    /// The VMM's executable.
+    pub exec_file: &'a ExecFile,
+    /// The microVM's name.
+    pub id: &'a InstanceId,
+    /// Whom the root is given to.
+    pub owner: (Uid, Gid),
+    /// The API's socket, as the VMM sees it.
+    pub api_socket: &'a Path,
+}
+
+/// Why a tree could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum TreeError {
+    /// Others may rename what is in a directory.
+    #[error(
+        "{} belongs to user {owner} and has mode {mode:o}: accepted is one of user {accepted} that others can't write to, \
+         or with the sticky bit", path.display()
+    )]
+    Exposed {
+        /// The directory.
+        path: PathBuf,
+        /// Its owner.
+        owner: u32,
+        /// Its mode.
+        mode: u32,
+        /// Who may own it.
+        accepted: String,
+    },
+    /// Nobody can execute that.
+    #[error("the exec file {} {why}", path.display())]
+    ExecFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it, and what would be right.
+        why: &'static str,
+    },
+    /// The host refuses the exec file.
+    #[error("can't {doing} the exec file {}", path.display())]
+    ExecFileHost {
+        /// To do what.
+        doing: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What the host says.
+        source: io::Error,
+    },
+    /// Other jails' janitors kept removing the directories above.
+    #[error("{} was removed {ATTEMPTS} times while this jail was made", .0.display())]
+    Unstable(PathBuf),
+    /// Something below the base directory is in the way.
+    #[error(transparent)]
+    Path(#[from] PathError),
+    /// Somebody holds the jail.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// The host does not write the pid file.
+    #[error("can't write the pid file")]
+    PidFile(#[source] io::Error),
+}
+
+/// The VMM's executable, opened.
+#[derive(Debug)]
+pub struct ExecFile {
+    file: File,
+    path: PathBuf,
+    name: OsString,
+}
+
+impl ExecFile {
+    /// Opens the exec file that a caller named, following links; its name is that of the file they lead to.
+    ///
+    /// # Errors
+    /// [`TreeError::ExecFile`], [`TreeError::ExecFileHost`].
+    pub fn open(path: &Path) -> Result<Self, TreeError> {
+        let failed = |doing, source| TreeError::ExecFileHost { doing, path: path.to_owned(), source };
+        let refused = |why| TreeError::ExecFile { path: path.to_owned(), why };
+        let found = path.canonicalize().map_err(|error| failed("find", error))?;
+        let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+        let file = File::options().read(true).custom_flags(flags).open(&found);
+        let file = file.map_err(|error| failed("open", error))?;
+        let metadata = file.metadata().map_err(|error| failed("look at", error))?;
+        if !metadata.is_file() {
+            return Err(refused("is no regular file"));
+        }
+        if metadata.permissions().mode() & 0o111 == 0 {
+            return Err(refused("is not executable: nobody has permission to"));
+        }
+        let name = found.file_name().ok_or_else(|| refused("has no name"))?.to_owned();
+        if ["run", "dev"].iter().any(|taken| *taken == name) {
+            return Err(refused(
+                "has the name of a directory in the jail: any but `run` and `dev` is accepted",
+            ));
+        }
+        Ok(Self { file, path: found, name })
+    }
+
+    /// Its name, in the jail too.
+    #[must_use]
+    pub fn name(&self) -> &OsStr {
+        &self.name
+    }
+}
+
+/// A jail's files, and the right to remove them. They stay when this is dropped: removing them is [`Tree::undo`].
+#[derive(Debug)]
+pub struct Tree {
+    base: Dir,
+    shared: Dir,
+    exec_name: OsString,
+    /// Name of the jail's directory in `shared`; whether it was made here.
+    name: (OsString, bool),
+    jail: Dir,
+    lock: Lock,
+    process: Option<Process>,
+    /// Below `jail`, in the order in which it came to be.
+    made: Vec<(PathBuf, Kind)>,
+    /// Directories that were there before, as they were.
+    found: Vec<(Dir, FileStat)>,
+}
+
+impl Tree {
+    /// Makes the tree, or completes one that a user began or an earlier jailer left.
+    ///
+    /// # Errors
+    /// [`TreeError`]; then everything that was made is gone again.
+    pub fn make(spec: &TreeSpec<'_>) -> Result<Self, TreeError> {
+        let mut tree = Self::claim(spec)?;
+        match tree.fill(spec) {
+            Ok(()) => Ok(tree),
+            Err(error) => {
+                for (dir, stat) in &tree.found {
+                    let owner = (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid));
+                    let _ = dir.give_to(owner, stat.st_mode & 0o7777);
+                }
+                tree.undo();
+                Err(error)
+            }
+        }
+    }
+
+    /// The VMM's `/`.
+    ///
+    /// # Errors
+    /// [`TreeError::Path`] if somebody has put something else in its place.
+    pub fn root(&self) -> Result<Dir, TreeError> {
+        Ok(self.jail.dir(ROOT)?)
+    }
+
+    /// Opens or makes the directories above the root, and locks the jail.
+    fn claim(spec: &TreeSpec<'_>) -> Result<Self, TreeError> {
+        let base = Dir::open(spec.base)?;
+        let us = Uid::effective();
+        check_trusted(&base, &[us])?;
+        let exec_name = spec.exec_file.name.clone();
+        let id = OsString::from(spec.id.as_str());
+        let mut removed = base.path().to_owned();
+        for _ in 0..ATTEMPTS {
+            let attempt = (|| {
+                let made = base.make_dir(&exec_name, PASSABLE | MADE_BY_A_JAILER)?;
+                let shared = base.dir(&exec_name)?;
+                if made {
+                    shared.set_mode(PASSABLE | MADE_BY_A_JAILER)?;
+                }
+                check_trusted(&shared, &[us])?;
+                let made = shared.make_dir(&id, PASSABLE)?;
+                let jail = shared.dir(&id)?;
+                if made {
+                    jail.set_mode(PASSABLE)?;
+                }
+                // A user's own directory is as good: its user can harm only its own VMM.
+                check_trusted(&jail, &[us, spec.owner.0])?;
+                let lock = Lock::take(&jail).inspect_err(|_| {
+                    // Only if it was made here, and so is empty.
+                    if made {
+                        let _ = shared.remove_dir(&id);
+                    }
+                })?;
+                Ok((lock, shared, jail, made))
+            })();
+            match attempt {
+                Ok((lock, shared, jail, made)) => {
+                    let before = lock.before().made.iter().any(|path| path.as_os_str().is_empty());
+                    let name = (id, made || before);
+                    let (process, made, found) = (None, Vec::new(), Vec::new());
+                    return Ok(Self { base, shared, exec_name, name, jail, lock, process, made, found });
+                }
+                Err(TreeError::Lock(LockError::Gone(path))) => removed = path,
+                Err(TreeError::Path(PathError::Host { path, source, .. }))
+                    if source.raw_os_error() == Some(libc::ENOENT) =>
+                {
+                    removed = path;
+                }
+                Err(error) => {
+                    // What this made is empty; what is in use by others is not.
+                    if let Ok(shared) = base.dir(&exec_name) {
+                        remove_shared(&base, &shared, &exec_name);
+                    }
+                    return Err(error);
+                }
+            }
+        }
+        Err(TreeError::Unstable(removed))
+    }
+
+    /// Puts everything in its place.
+    fn fill(&mut self, spec: &TreeSpec<'_>) -> Result<(), TreeError> {
+        let ours = (Uid::effective(), Gid::effective());
+        let left = self.lock.before().made.clone();
+        let mut dirs = vec![PathBuf::from(ROOT)];
+        dirs.extend(DIRS.map(PathBuf::from));
+        // Before the first of them is made: a jailer that is killed here leaves no directory that nobody knows of.
+        for path in &dirs {
+            if self.jail.is_free(path, Kind::Directory)? || left.contains(path) {
+                self.made.push((path.clone(), Kind::Directory));
+            }
+        }
+        self.write_ledger()?;
+        for path in &dirs {
+            let new = self.jail.make_dir(path, PRIVATE)?;
+            let dir = self.jail.dir(path)?;
+            let stat = dir.stat()?;
+            dir.give_to(ours, PRIVATE)?;
+            if !new {
+                self.found.push((dir, stat));
+            }
+        }
+        self.copy_exec_file(spec.exec_file)?;
+        for (path, numbers) in DEVICES {
+            let kind = Kind::Device(numbers.0, numbers.1);
+            self.clear(Path::new(path), kind)?;
+            self.made.push((path.into(), kind));
+            self.jail.make_device(path, numbers, spec.owner)?;
+        }
+        for path in self.pid_files() {
+            self.clear(&path, Kind::File)?;
+        }
+        for path in dirs.iter().rev() {
+            self.jail.dir(path)?.give_to(spec.owner, PRIVATE)?;
+        }
+        // Its maker is the VMM; but if it is killed, it is no use to anybody.
+        let socket = spec.api_socket.strip_prefix("/").unwrap_or(spec.api_socket);
+        if is_plain(socket) {
+            self.made.push((Path::new(ROOT).join(socket), Kind::Socket));
+        }
+        Ok(())
+    }
+
+    /// Removes what an earlier jailer left there; anything else is refused.
+    fn clear(&self, path: &Path, kind: Kind) -> Result<(), TreeError> {
+        if !self.jail.is_free(path, kind)? {
+            self.jail.remove(path, kind)?;
+        }
+        Ok(())
+    }
+
+    fn copy_exec_file(&mut self, exec: &ExecFile) -> Result<(), TreeError> {
+        let path = Path::new(ROOT).join(&self.exec_name);
+        self.clear(&path, Kind::File)?;
+        self.made.push((path.clone(), Kind::File));
+        let mut copy = self.jail.create(&path, PRIVATE)?;
+        let failed = |source| TreeError::ExecFileHost { doing: "copy", path: exec.path.clone(), source };
+        io::copy(&mut &exec.file, &mut copy).map_err(failed)?;
+        // Its user may run it, and not write it.
+        copy.set_permissions(Permissions::from_mode(0o555)).map_err(failed)
+    }
+
+    /// The pid file's name while it is written, and its name.
+    fn pid_files(&self) -> [PathBuf; 2] {
+        let mut name = self.exec_name.clone();
+        name.push(".pid");
+        let mut hidden = OsString::from(".");
+        hidden.push(&name);
+        [Path::new(ROOT).join(hidden), Path::new(ROOT).join(name)]
+    }
+
+    /// Writes the pid file. It appears with its content: who waits for it can read it.
+    ///
+    /// # Errors
+    /// [`TreeError`].
+    pub fn write_pid_file(&mut self, pid: i32) -> Result<(), TreeError> {
+        let [hidden, path] = self.pid_files();
+        for path in [&hidden, &path] {
+            self.made.push((path.clone(), Kind::File));
+        }
+        let mut file = self.jail.create(&hidden, 0o600)?;
+        write!(file, "{pid}").map_err(TreeError::PidFile)?;
+        file.set_permissions(Permissions::from_mode(0o644)).map_err(TreeError::PidFile)?;
+        self.jail.link(&hidden, &path)?;
+        Ok(self.jail.remove(&hidden, Kind::File)?)
+    }
+
+    /// The files that [`Tree::write_pid_file`] will have made: for who undoes the tree in another process.
+    pub fn expect_pid_file(&mut self) {
+        for path in self.pid_files() {
+            self.made.push((path, Kind::File));
+        }
+    }
+
+    /// Records which process lives in the jail.
+    ///
+    /// # Errors
+    /// [`TreeError::Lock`].
+    pub fn record(&mut self, process: Process) -> Result<(), TreeError> {
+        self.process = Some(process);
+        self.write_ledger()
+    }
+
+    fn write_ledger(&self) -> Result<(), TreeError> {
+        let dirs = self.made.iter().filter(|(_, kind)| *kind == Kind::Directory);
+        let mut made: Vec<PathBuf> = dirs.map(|(path, _)| path.clone()).collect();
+        if self.name.1 {
+            // The jail's own directory, from where the others are named.
+            made.push(PathBuf::new());
+        }
+        Ok(self.lock.write(&Ledger { process: self.process.clone(), made })?)
+    }
+
+    /// Removes what was made, and what the VMM left of its socket. What can't be removed, or is not empty, stays.
+    pub fn undo(&self) {
+        for (path, kind) in self.made.iter().rev() {
+            let _ = match kind {
+                Kind::Directory => self.jail.remove_dir(path),
+                kind => self.jail.remove(path, *kind),
+            };
+        }
+        // While the lock is held nobody else gets in; who waits for it finds it gone, and makes another.
+        let _ = self.jail.remove(lock::NAME, Kind::File);
+        if self.name.1 {
+            let _ = self.shared.remove_dir(&self.name.0);
+        }
+        remove_shared(&self.base, &self.shared, &self.exec_name);
+    }
+
+    /// The descriptors that [`Tree::undo`] needs.
+    #[must_use]
+    pub fn descriptors(&self) -> [RawFd; 4] {
+        [self.base.as_raw_fd(), self.shared.as_raw_fd(), self.jail.as_raw_fd(), self.lock.as_raw_fd()]
+    }
+}
+
+/// Removes a directory that jails share, if a jailer made it and nothing is in it.
+fn remove_shared(base: &Dir, shared: &Dir, name: &OsStr) {
+    if shared.stat().is_ok_and(|stat| stat.st_mode & MADE_BY_A_JAILER != 0) {
+        match base.remove_dir(name) {
+            Ok(()) => {}
+            Err(error) if error.errno() == Some(Errno::ENOTEMPTY) => {}
+            Err(error) => log::debug!("{error}"),
+        }
+    }
+}
+
+/// Refuses a directory in which somebody else could rename a jail away and put another in its place. The descriptors held
+/// here would not be fooled, but whoever looks for a VM's socket by its path would.
+fn check_trusted(dir: &Dir, owners: &[Uid]) -> Result<(), TreeError> {
+    let stat = dir.stat()?;
+    let mode = stat.st_mode & 0o7777;
+    let owned = stat.st_uid == 0 || owners.iter().any(|owner| owner.as_raw() == stat.st_uid);
+    let writable = mode & 0o022 != 0 && mode & libc::S_ISVTX == 0;
+    if owned && !writable {
+        return Ok(());
+    }
+    let accepted: Vec<String> = owners.iter().map(Uid::to_string).collect();
+    let (path, accepted) = (dir.path().to_owned(), accepted.join(" or "));
+    Err(TreeError::Exposed { path, owner: stat.st_uid, mode, accepted })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,218 @@
+//! What a jailed VMM is, sees and has open.
+
+use std::fs;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::process::Command;
+
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+
+use super::common::{mode, say};
+use super::{GID, Jailed, Setup, UID, jails};
+
+/// A descriptor that a child inherits.
+fn inheritable() -> OwnedFd {
+    let file: OwnedFd = fs::File::open("/etc/passwd").unwrap().into();
+    fcntl(&file, FcntlArg::F_SETFD(FdFlag::empty())).unwrap();
+    file
+}
+
+/// What its descriptors are.
+fn descriptors(jailed: &Jailed) -> Vec<(i32, String)> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(jailed.proc("fd")).unwrap().flatten() {
+        let number = entry.file_name().to_str().unwrap().parse().unwrap();
+        let target = fs::read_link(entry.path()).unwrap_or_default();
+        found.push((number, target.to_string_lossy().into_owned()));
+    }
+    found.sort();
+    found
+}
+
+#[test]
+fn it_is_an_unprivileged_user_without_capabilities_or_a_way_to_any() {
+    if !jails() {
+        return;
+    }
+    let jailed = Setup::new().start();
+    assert_eq!(jailed.status("Uid"), [UID.to_string().as_str(); 4].join(" "));
+    assert_eq!(jailed.status("Gid"), [GID.to_string().as_str(); 4].join(" "));
+    assert_eq!(jailed.status("Groups"), "");
+    for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
+        assert_eq!(u64::from_str_radix(&jailed.status(set), 16), Ok(0), "{set}");
+    }
+    assert_eq!(jailed.status("NoNewPrivs"), "1");
+    assert_eq!(jailed.status("Umask"), "0077");
+}
+
+#[test]
+fn even_as_user_0_it_has_no_capabilities() {
+    if !jails() {
+        return;
+    }
+    let jailed = Setup::new().with(&["--uid", "0", "--gid", "0"]).start();
+    for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
+        assert_eq!(u64::from_str_radix(&jailed.status(set), 16), Ok(0), "{set}");
+    }
+}
+
+#[test]
+fn it_has_no_environment_and_the_arguments_of_firecrackers_jailer() {
+    if !jails() {
+        return;
+    }
+    let mut setup = Setup::new().handing_on(&["--level", "debug"]);
+    setup.command.env("SECRET", "x");
+    let jailed = setup.start();
+    assert_eq!(fs::read(jailed.proc("environ")).unwrap(), b"");
+    let cmdline = fs::read_to_string(jailed.proc("cmdline")).unwrap();
+    let words: Vec<&str> = cmdline.trim_end_matches('\0').split('\0').collect();
+    let [exe, id, vm, start, start_us, cpu, cpu_us, parent, parent_us, rest @ ..] = words.as_slice() else {
+        panic!("{words:?}")
+    };
+    assert_eq!((*exe, *id, *vm), ("/yun-vmm", "--id", "vm-1"));
+    assert_eq!((*start, *cpu, *parent), ("--start-time-us", "--start-time-cpu-us", "--parent-cpu-time-us"));
+    assert!([start_us, cpu_us, parent_us].iter().all(|us| us.parse::<u64>().is_ok()), "{words:?}");
+    assert_eq!(rest, ["--level", "debug"]);
+}
+
+#[test]
+fn stray_descriptors_stay_outside_and_named_ones_get_in() {
+    if !jails() {
+        return;
+    }
+    let (stray, kept) = (inheritable(), inheritable());
+    let clean = Setup::new().start();
+    let numbers = |jailed: &Jailed| descriptors(jailed).len();
+    assert!(
+        descriptors(&clean).iter().all(|(_, target)| target != "/etc/passwd"),
+        "{:?}",
+        descriptors(&clean)
+    );
+    let keeping = Setup::new().with(&["--keep-fd", &kept.as_raw_fd().to_string()]).start();
+    let found: Vec<_> =
+        descriptors(&keeping).into_iter().filter(|(_, target)| target.ends_with("/etc/passwd")).collect();
+    assert_eq!(found.iter().map(|(number, _)| *number).collect::<Vec<_>>(), [kept.as_raw_fd()]);
+    assert_eq!(numbers(&keeping), numbers(&clean) + 1);
+    // Nothing else points out of the jail: what the VMM opened itself is no file but its socket.
+    for (number, target) in descriptors(&clean) {
+        let inside = number < 3 || !target.starts_with('/') || target.starts_with("/dev/");
+        assert!(inside, "{number} is {target}");
+    }
+    drop(stray);
+    let (status, said) = Setup::new().with(&["--keep-fd", "999"]).fails();
+    assert_eq!(status, Some(1));
+    assert!(said.contains("descriptor 999 can't be kept: accepted is an open one from 3 on"), "{said}");
+}
+
+#[test]
+fn its_root_and_working_directory_are_the_jail_and_nothing_else_is_mounted() {
+    if !jails() {
+        return;
+    }
+    let jailed = Setup::new().start();
+    let identity = |path: &Path| fs::metadata(path).map(|metadata| (metadata.dev(), metadata.ino())).unwrap();
+    assert_eq!(identity(&jailed.proc("root/")), identity(&jailed.root));
+    assert_eq!(identity(&jailed.proc("cwd/")), identity(&jailed.root));
+    let mounts = fs::read_to_string(jailed.proc("mountinfo")).unwrap();
+    let [mount] = mounts.lines().collect::<Vec<_>>()[..] else { panic!("{mounts}") };
+    let options = mount.split(' ').nth(5).unwrap();
+    assert!(options.contains("nosuid") && !options.contains("nodev"), "{mount}");
+    assert!(!mount.contains("shared:"), "{mount}");
+    for dir in ["", "run", "dev", "dev/net"] {
+        let metadata = fs::metadata(jailed.root.join(dir)).unwrap();
+        assert_eq!(
+            (metadata.uid(), metadata.gid(), mode(&jailed.root.join(dir))),
+            (UID, GID, 0o700),
+            "{dir}"
+        );
+    }
+}
+
+#[test]
+fn its_namespaces_are_its_own_and_its_network_is_what_was_asked_for() {
+    if !jails() {
+        return;
+    }
+    let here = |kind: &str| fs::read_link(format!("/proc/self/ns/{kind}")).unwrap();
+    let plain = Setup::new().start();
+    for kind in ["mnt", "ipc", "uts", "cgroup"] {
+        assert_ne!(plain.namespace(kind), here(kind), "{kind}");
+    }
+    for kind in ["net", "pid", "user"] {
+        assert_eq!(plain.namespace(kind), here(kind), "{kind}");
+    }
+    let mut apart = Setup::new().with(&["--new-netns", "--new-pid-ns"]).launch();
+    apart.find_vmm();
+    apart.answers();
+    assert_ne!(apart.namespace("net"), here("net"));
+    assert_ne!(apart.namespace("pid"), here("pid"));
+    assert_eq!(apart.status("NSpid").split(' ').next_back(), Some("1"));
+    // A namespace can be joined by any file that it is.
+    let joined = Setup::new().with(&["--netns", apart.proc("ns/net").to_str().unwrap()]).start();
+    assert_eq!(joined.namespace("net"), apart.namespace("net"));
+}
+
+#[test]
+fn what_is_no_network_namespace_is_refused() {
+    if !jails() {
+        return;
+    }
+    let (status, said) = Setup::new().with(&["--netns", "/run/netns/nowhere"]).fails();
+    assert_eq!(status, Some(1));
+    assert!(said.contains("can't open the network namespace /run/netns/nowhere: No such file"), "{said}");
+    for file in ["/etc/passwd", "/proc/self/ns/uts"] {
+        let setup = Setup::new().with(&["--netns", file]);
+        let (status, said) = setup.fails();
+        assert_eq!(status, Some(1));
+        assert!(said.contains("can't join the network namespace, which must be one that"), "{said}");
+    }
+}
+
+#[test]
+fn a_user_namespace_has_nobody_but_its_user_where_the_host_allows_one() {
+    if !jails() {
+        return;
+    }
+    let allowed = Command::new("setpriv")
+        .args(["--reuid", "47110", "--clear-groups", "unshare", "-U", "true"])
+        .status();
+    let setup = Setup::new().with(&["--new-user-ns"]);
+    if !allowed.is_ok_and(|status| status.success()) {
+        say("the host allows no user namespaces: tested is that the jailer says so");
+        assert!(setup.fails().1.contains("can't make a user namespace"));
+        return;
+    }
+    let jailed = setup.start();
+    assert_ne!(jailed.namespace("user"), fs::read_link("/proc/self/ns/user").unwrap());
+    for (map, id) in [("uid_map", UID), ("gid_map", GID)] {
+        let text = fs::read_to_string(jailed.proc(map)).unwrap();
+        assert_eq!(
+            text.split_whitespace().collect::<Vec<_>>(),
+            [id.to_string(), id.to_string(), "1".to_owned()]
+        );
+    }
+    for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
+        assert_eq!(u64::from_str_radix(&jailed.status(set), 16), Ok(0), "{set}");
+    }
+    assert_eq!(jailed.status("Uid"), [UID.to_string().as_str(); 4].join(" "));
+}
+
+#[test]
+fn its_limits_are_those_given_and_2048_descriptors_if_none_is() {
+    if !jails() {
+        return;
+    }
+    let limit = |jailed: &Jailed, name: &str| {
+        let limits = fs::read_to_string(jailed.proc("limits")).unwrap();
+        let line = limits.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+        line.split_whitespace().take(2).map(str::to_owned).collect::<Vec<_>>()
+    };
+    let jailed = Setup::new().start();
+    assert_eq!(limit(&jailed, "Max open files"), ["2048", "2048"]);
+    let given = ["--resource-limit", "no-file=300", "--resource-limit", "fsize=1048576"];
+    let jailed = Setup::new().with(&given).start();
+    assert_eq!(limit(&jailed, "Max open files"), ["300", "300"]);
+    assert_eq!(limit(&jailed, "Max file size"), ["1048576", "1048576"]);
+}
