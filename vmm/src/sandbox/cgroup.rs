@@ -2,7 +2,7 @@
 //!
 //! Version 1 has a hierarchy per controller (or for a few of them), each mounted somewhere; the name before the first dot
 //! of a file says which one is meant. Version 2 has one hierarchy, where a controller must be enabled in every directory
-//! above the one that uses it. Where they are mounted is read from `/proc/self/mountinfo` by [`mounts`]; everything else
+//! above the one that uses it. Where they are mounted is read from `/proc/self/mountinfo` by [`mounts()`]; everything else
 //! works below whatever directories a [`Host`] names, such as those of a test.
 //!
 //! Directories on the way that are missing are made, with the sticky bit (which means nothing there) to say so: the last

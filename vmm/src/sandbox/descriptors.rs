@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd, RawFd};
 
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
@@ -11,29 +12,53 @@ use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout};
 /// Standard input, output and error, which are not strays.
 const STANDARD: RawFd = 3;
 
-/// A descriptor that was named and is not open.
+/// Why a descriptor can't be kept.
 #[derive(Debug, thiserror::Error)]
-#[error("descriptor {fd} can't be kept: accepted is an open one from {STANDARD} on")]
-pub struct NotOpen {
-    /// Its number.
-    pub fd: RawFd,
+pub enum KeepError {
+    /// It is not there.
+    #[error("descriptor {fd} can't be kept: accepted is an open one from {STANDARD} on")]
+    NotOpen {
+        /// Its number.
+        fd: RawFd,
+    },
+    /// It is a directory, from which every other one can be reached.
+    #[error("descriptor {fd} is refused: it is a directory, and so a way out of the jail")]
+    Directory {
+        /// Its number.
+        fd: RawFd,
+    },
 }
 
-/// Closes every descriptor from 3 on, but not those in `keep`, which survive an `execve` from now on.
+/// Refuses a descriptor that would let whoever inherits it leave a jail. One that is not open is none.
+///
+/// # Errors
+/// [`KeepError::Directory`].
+pub fn check_harmless(fd: RawFd) -> Result<(), KeepError> {
+    let mut stat = MaybeUninit::<libc::stat>::uninit();
+    // SAFETY: the buffer is one; the number is checked by the call.
+    let open = unsafe { libc::fstat(fd, stat.as_mut_ptr()) } == 0;
+    // SAFETY: a successful fstat has filled it.
+    if open && unsafe { stat.assume_init() }.st_mode & libc::S_IFMT == libc::S_IFDIR {
+        return Err(KeepError::Directory { fd });
+    }
+    Ok(())
+}
+
+/// Closes every descriptor from 3 on, but not those in `keep`.
 ///
 /// Whatever owned a closed descriptor in this process must not be used or dropped afterwards: call this before there is
 /// anything, or in a child that has no use for it.
 ///
 /// # Errors
-/// [`NotOpen`] if one of `keep` is; then nothing is closed.
-pub fn close_all_but(keep: &[RawFd]) -> Result<(), NotOpen> {
+/// [`KeepError::NotOpen`] if one of `keep` is not open; then nothing is closed.
+pub fn close_all_but(keep: &[RawFd]) -> Result<(), KeepError> {
     let mut sorted = keep.to_vec();
     sorted.sort_unstable();
     for fd in &sorted {
         // SAFETY: fcntl checks the number; F_GETFD changes nothing.
         let open = *fd >= STANDARD && unsafe { libc::fcntl(*fd, libc::F_GETFD) } >= 0;
         if !open {
-            return Err(NotOpen { fd: *fd });
+            return Err(KeepError::NotOpen { fd: *fd });
         }
     }
     let mut first = libc::c_uint::try_from(STANDARD).expect("a small number");
@@ -67,7 +92,7 @@ pub fn null() -> io::Result<File> {
 /// # Errors
 /// If it can't be copied.
 pub fn save_stderr() -> io::Result<OwnedFd> {
-    Ok(io::stderr().as_fd().try_clone_to_owned()?)
+    io::stderr().as_fd().try_clone_to_owned()
 }
 
 /// Makes `null` standard input, output and error.

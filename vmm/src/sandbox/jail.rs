@@ -33,7 +33,7 @@ use nix::time::{ClockId, clock_gettime};
 use nix::unistd::{ForkResult, Pid, execve, fork, getpgrp, getpid, setsid};
 
 use super::cgroup::{CgroupError, CgroupSpec, Group, Host, Setting, Version};
-use super::descriptors::{self, NotOpen};
+use super::descriptors::{self, KeepError};
 use super::dir::Dir;
 use super::janitor::Janitor;
 use super::lock::Process;
@@ -123,9 +123,9 @@ pub enum JailError {
     /// A forked process has one thread, and would find locks of the others taken.
     #[error("this process has {0} threads; a jail is made by a process with one")]
     Threads(usize),
-    /// A descriptor that is to be kept is none.
+    /// A descriptor that is to be kept can't be.
     #[error(transparent)]
-    Descriptor(#[from] NotOpen),
+    Descriptor(#[from] KeepError),
     /// The named network namespace can't be opened.
     #[error("can't open the network namespace {}", path.display())]
     Network {
@@ -203,6 +203,7 @@ pub fn run(spec: &JailSpec) -> Result<Pid, JailError> {
     if threads != 1 {
         return Err(JailError::Threads(threads));
     }
+    (0..3).chain(spec.keep_fds.iter().copied()).try_for_each(descriptors::check_harmless)?;
     descriptors::close_all_but(&spec.keep_fds)?;
     // SAFETY: there is no other thread that could read the environment.
     unsafe { libc::clearenv() };
@@ -279,14 +280,14 @@ impl<'a> Jail<'a> {
                 Ok(jail)
             }
             Err(error) => {
-                tree.undo();
+                tree.undo(None);
                 Err(error)
             }
         }
     }
 
     fn undo(&self) {
-        self.tree.undo();
+        self.tree.undo(None);
         if let Some(group) = &self.group {
             group.undo();
         }

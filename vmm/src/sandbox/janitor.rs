@@ -48,7 +48,8 @@ impl Janitor {
     /// What the host says; then there is no janitor.
     pub fn hire(tree: &Tree, group: Option<&Group>) -> io::Result<Self> {
         // Of this process by itself: nobody else can have its number.
-        let watched = pidfd_open(getpid())?;
+        let pid = getpid();
+        let watched = pidfd_open(pid)?;
         let (ours, theirs) = UnixStream::pair()?;
         let null = descriptors::null()?;
         // SAFETY: there is no other thread whose locks the child could find taken.
@@ -64,7 +65,7 @@ impl Janitor {
             ForkResult::Child => {
                 let status = i32::from(detach().is_err());
                 if status == 0 {
-                    Work { link: theirs, watched, other: false, tree, group }.begin(&null);
+                    Work { link: theirs, watched, pid, other: false, tree, group }.begin(&null);
                 }
                 // SAFETY: nothing of the parent's is to be run again, neither destructors nor what is registered for exit.
                 unsafe { libc::_exit(status) }
@@ -120,6 +121,8 @@ fn detach() -> nix::Result<()> {
 struct Work<'a> {
     link: UnixStream,
     watched: OwnedFd,
+    /// The number of the process it watches.
+    pid: Pid,
     /// Whether it watches another process than the one that gives orders.
     other: bool,
     tree: &'a Tree,
@@ -151,6 +154,7 @@ impl Work<'_> {
                 WATCH => match pidfd_open(Pid::from_raw(i32::from_le_bytes(pid))) {
                     Ok(pidfd) => {
                         self.watched = pidfd;
+                        self.pid = Pid::from_raw(i32::from_le_bytes(pid));
                         self.other = true;
                         let _ = self.link.write_all(&[DONE]);
                     }
@@ -159,7 +163,7 @@ impl Work<'_> {
                     }
                 },
                 _ => {
-                    self.tree.undo();
+                    self.tree.undo(Some(self.pid.as_raw()));
                     if self.other {
                         self.undo_group();
                     }
@@ -171,7 +175,7 @@ impl Work<'_> {
             }
         }
         self.wait();
-        self.tree.undo();
+        self.tree.undo(Some(self.pid.as_raw()));
         self.undo_group();
     }
 

@@ -5,9 +5,10 @@
 //! touched. The VMM itself holds no descriptor of it, since nothing from outside its jail belongs in there.
 
 use std::fs::{self, File};
-use std::io::{self, Read, Seek, Write};
+use std::io::{self, Read, Seek};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -23,6 +24,10 @@ pub const NAME: &str = "jail.lock";
 
 /// How long a janitor may take to clean up after its process ended, when the next jail of the same id waits for it.
 pub const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long a process that still lives may take to end before its jail is refused: it may have been killed just now, and a
+/// VMM's memory takes a while to be given back.
+const DYING: Duration = Duration::from_secs(1);
 
 /// Longest ledger that is read back: names of a handful of directories.
 const LEDGER_LEN_MAX: u64 = 16 << 10;
@@ -61,6 +66,12 @@ impl Process {
         Ok(Self { boot: boot()?, pid, start: stat_of(pid)?.1 })
     }
 
+    /// Its number.
+    #[must_use]
+    pub fn pid(&self) -> i32 {
+        self.pid
+    }
+
     /// Whether it has not ended. One that nobody waited for yet has.
     #[must_use]
     pub fn lives(&self) -> bool {
@@ -82,13 +93,14 @@ pub struct Ledger {
 impl Ledger {
     fn to_bytes(&self) -> Vec<u8> {
         let mut bytes = Vec::new();
-        if let Some(Process { boot, pid, start }) = &self.process {
-            bytes.extend(format!("process {boot} {pid} {start}\n").bytes());
-        }
         for path in &self.made {
             bytes.extend(b"made ");
             bytes.extend(path.as_os_str().as_bytes());
             bytes.push(b'\n');
+        }
+        // Last, so that recording it later only adds a line.
+        if let Some(Process { boot, pid, start }) = &self.process {
+            bytes.extend(format!("process {boot} {pid} {start}\n").bytes());
         }
         bytes
     }
@@ -160,7 +172,8 @@ pub struct Lock {
 }
 
 impl Lock {
-    /// Takes the lock in `dir`. While a janitor cleans up after a process that ended, waits for it, for [`PATIENCE`].
+    /// Takes the lock in `dir`. While a janitor cleans up after a process that ended, waits for it, for [`PATIENCE`]; for a
+    /// process that may be about to end, for a second.
     ///
     /// # Errors
     /// [`LockError`].
@@ -180,7 +193,7 @@ impl Lock {
             }
             other => other?,
         };
-        let deadline = Instant::now() + patience;
+        let (began, deadline) = (Instant::now(), Instant::now() + patience);
         loop {
             let taken = match file.try_lock() {
                 Ok(()) => true,
@@ -188,17 +201,18 @@ impl Lock {
                 Err(fs::TryLockError::Error(source)) => return Err(host(source)),
             };
             let before = read(&mut file).map_err(host)?;
-            if let Some(process) = before.process.as_ref().filter(|process| process.lives()) {
+            let alive = before.process.as_ref().filter(|process| process.lives());
+            if let Some(process) = alive.filter(|_| began.elapsed() > DYING) {
                 return Err(LockError::Live { path: dir.path().to_owned(), pid: process.pid });
             }
-            if taken {
+            if alive.is_none() && taken {
                 // The janitor before us may have removed the file after we opened it.
                 return match dir.look(NAME)? {
                     Some(stat) if is_same(&file, stat.st_dev, stat.st_ino) => Ok(Self { file, path, before }),
                     _ => Err(LockError::Gone(dir.path().to_owned())),
                 };
             }
-            if Instant::now() > deadline {
+            if alive.is_none() && Instant::now() > deadline {
                 return Err(LockError::Busy { path: dir.path().to_owned() });
             }
             thread::sleep(PAUSE);
@@ -216,12 +230,11 @@ impl Lock {
     /// # Errors
     /// [`LockError::Host`].
     pub fn write(&self, ledger: &Ledger) -> Result<(), LockError> {
-        let mut file = &self.file;
-        let written = (|| {
-            file.set_len(0)?;
-            file.rewind()?;
-            file.write_all(&ledger.to_bytes())
-        })();
+        // Never empty in between: who is killed here leaves either the old lines or the new ones, perhaps with rests of old
+        // ones after them.
+        let bytes = ledger.to_bytes();
+        let len = u64::try_from(bytes.len()).expect("a length in memory");
+        let written = self.file.write_all_at(&bytes, 0).and_then(|()| self.file.set_len(len));
         written.map_err(|source| LockError::Host { path: self.path.clone(), source })
     }
 
@@ -307,7 +320,7 @@ mod tests {
     }
 
     #[test]
-    fn a_jail_whose_process_lives_is_refused_at_once_even_if_nobody_holds_the_lock() {
+    fn a_jail_whose_process_lives_is_refused_even_if_nobody_holds_the_lock() {
         let (temporary, dir) = rig();
         let lock = Lock::take(&dir).unwrap();
         lock.write(&Ledger { process: Some(me()), made: Vec::new() }).unwrap();

@@ -17,8 +17,8 @@
 //! are exactly what an earlier jailer leaves (that kind of file, one name); anything else in their place is refused.
 //!
 //! [`Tree::undo`] removes what was made here, in reverse, and nothing else: a directory goes only if it was made here and
-//! is empty. `<base>/<exec name>` belongs to whichever of its jails is the last, so the sticky bit, otherwise without
-//! meaning on it, marks one that a jailer made.
+//! is empty. Which of the root's directories were made is in the lock file before they are; the two above it have the sticky
+//! bit, otherwise without meaning on them, if a jailer made them: `<base>/<exec name>` goes with the last of its jails.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{File, Permissions};
@@ -47,7 +47,7 @@ const DEVICES: [(&str, (u32, u32)); 3] =
 const PRIVATE: u32 = 0o700;
 /// Mode of the directories above the root, in which nobody but the jailer's user makes anything.
 const PASSABLE: u32 = 0o755;
-/// The sticky bit: on a directory that several jails share, that a jailer made it.
+/// The sticky bit: on a directory above the root, and on a cgroup, that a jailer made it.
 pub(super) const MADE_BY_A_JAILER: u32 = 0o1000;
 /// How often a janitor may remove a directory between our making it and our using it.
 const ATTEMPTS: usize = 100;
@@ -166,13 +166,15 @@ pub struct Tree {
     base: Dir,
     shared: Dir,
     exec_name: OsString,
-    /// Name of the jail's directory in `shared`; whether it was made here.
-    name: (OsString, bool),
+    /// Name of the jail's directory in `shared`.
+    name: OsString,
     jail: Dir,
     lock: Lock,
     process: Option<Process>,
     /// Below `jail`, in the order in which it came to be.
     made: Vec<(PathBuf, Kind)>,
+    /// The API's socket, below `jail`.
+    socket: Option<PathBuf>,
     /// Directories that were there before, as they were.
     found: Vec<(Dir, FileStat)>,
 }
@@ -191,7 +193,7 @@ impl Tree {
                     let owner = (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid));
                     let _ = dir.give_to(owner, stat.st_mode & 0o7777);
                 }
-                tree.undo();
+                tree.undo(None);
                 Err(error)
             }
         }
@@ -215,33 +217,29 @@ impl Tree {
         let mut removed = base.path().to_owned();
         for _ in 0..ATTEMPTS {
             let attempt = (|| {
-                let made = base.make_dir(&exec_name, PASSABLE | MADE_BY_A_JAILER)?;
-                let shared = base.dir(&exec_name)?;
-                if made {
-                    shared.set_mode(PASSABLE | MADE_BY_A_JAILER)?;
-                }
+                let shared = open_or_make(&base, &exec_name)?;
                 check_trusted(&shared, &[us])?;
-                let made = shared.make_dir(&id, PASSABLE)?;
-                let jail = shared.dir(&id)?;
-                if made {
-                    jail.set_mode(PASSABLE)?;
-                }
+                let jail = open_or_make(&shared, &id)?;
                 // A user's own directory is as good: its user can harm only its own VMM.
                 check_trusted(&jail, &[us, spec.owner.0])?;
-                let lock = Lock::take(&jail).inspect_err(|_| {
-                    // Only if it was made here, and so is empty.
-                    if made {
-                        let _ = shared.remove_dir(&id);
-                    }
-                })?;
-                Ok((lock, shared, jail, made))
+                Ok((Lock::take(&jail)?, shared, jail))
             })();
             match attempt {
-                Ok((lock, shared, jail, made)) => {
-                    let before = lock.before().made.iter().any(|path| path.as_os_str().is_empty());
-                    let name = (id, made || before);
-                    let (process, made, found) = (None, Vec::new(), Vec::new());
-                    return Ok(Self { base, shared, exec_name, name, jail, lock, process, made, found });
+                Ok((lock, shared, jail)) => {
+                    let (process, socket, made, found) = (None, None, Vec::new(), Vec::new());
+                    let name = id;
+                    return Ok(Self {
+                        base,
+                        shared,
+                        exec_name,
+                        name,
+                        jail,
+                        lock,
+                        process,
+                        made,
+                        socket,
+                        found,
+                    });
                 }
                 Err(TreeError::Lock(LockError::Gone(path))) => removed = path,
                 Err(TreeError::Path(PathError::Host { path, source, .. }))
@@ -250,9 +248,10 @@ impl Tree {
                     removed = path;
                 }
                 Err(error) => {
-                    // What this made is empty; what is in use by others is not.
+                    // What was made here is empty; what others use is not.
                     if let Ok(shared) = base.dir(&exec_name) {
-                        remove_shared(&base, &shared, &exec_name);
+                        remove_if_ours(&shared, &id);
+                        remove_if_ours(&base, &exec_name);
                     }
                     return Err(error);
                 }
@@ -293,13 +292,13 @@ impl Tree {
         for path in self.pid_files() {
             self.clear(&path, Kind::File)?;
         }
+        let before = self.lock.before().process.as_ref().map(Process::pid);
+        self.socket = Some(spec.api_socket.strip_prefix("/").unwrap_or(spec.api_socket))
+            .filter(|path| is_plain(path))
+            .map(|path| Path::new(ROOT).join(path));
+        self.remove_sockets(before);
         for path in dirs.iter().rev() {
             self.jail.dir(path)?.give_to(spec.owner, PRIVATE)?;
-        }
-        // Its maker is the VMM; but if it is killed, it is no use to anybody.
-        let socket = spec.api_socket.strip_prefix("/").unwrap_or(spec.api_socket);
-        if is_plain(socket) {
-            self.made.push((Path::new(ROOT).join(socket), Kind::Socket));
         }
         Ok(())
     }
@@ -366,16 +365,24 @@ impl Tree {
 
     fn write_ledger(&self) -> Result<(), TreeError> {
         let dirs = self.made.iter().filter(|(_, kind)| *kind == Kind::Directory);
-        let mut made: Vec<PathBuf> = dirs.map(|(path, _)| path.clone()).collect();
-        if self.name.1 {
-            // The jail's own directory, from where the others are named.
-            made.push(PathBuf::new());
-        }
+        let made = dirs.map(|(path, _)| path.clone()).collect();
         Ok(self.lock.write(&Ledger { process: self.process.clone(), made })?)
     }
 
-    /// Removes what was made, and what the VMM left of its socket. What can't be removed, or is not empty, stays.
-    pub fn undo(&self) {
+    /// Removes the API's socket, which a VMM that is killed leaves behind, and the one it is before it has its name.
+    fn remove_sockets(&self, vmm: Option<i32>) {
+        let Some(socket) = &self.socket else { return };
+        let _ = self.jail.remove(socket, Kind::Socket);
+        // As `api::socket` names it: by the pid that the VMM sees, which is 1 in a namespace of its own.
+        for pid in [vmm, Some(1)].into_iter().flatten() {
+            let _ = self.jail.remove(socket.with_file_name(format!(".{pid:x}")), Kind::Socket);
+        }
+    }
+
+    /// Removes what was made, and what the VMM, whose pid is `vmm` if there was one, left of its socket. What can't be
+    /// removed, or is not empty, stays.
+    pub fn undo(&self, vmm: Option<i32>) {
+        self.remove_sockets(vmm);
         for (path, kind) in self.made.iter().rev() {
             let _ = match kind {
                 Kind::Directory => self.jail.remove_dir(path),
@@ -384,10 +391,8 @@ impl Tree {
         }
         // While the lock is held nobody else gets in; who waits for it finds it gone, and makes another.
         let _ = self.jail.remove(lock::NAME, Kind::File);
-        if self.name.1 {
-            let _ = self.shared.remove_dir(&self.name.0);
-        }
-        remove_shared(&self.base, &self.shared, &self.exec_name);
+        remove_if_ours(&self.shared, &self.name);
+        remove_if_ours(&self.base, &self.exec_name);
     }
 
     /// The descriptors that [`Tree::undo`] needs.
@@ -397,10 +402,20 @@ impl Tree {
     }
 }
 
-/// Removes a directory that jails share, if a jailer made it and nothing is in it.
-fn remove_shared(base: &Dir, shared: &Dir, name: &OsStr) {
-    if shared.stat().is_ok_and(|stat| stat.st_mode & MADE_BY_A_JAILER != 0) {
-        match base.remove_dir(name) {
+/// Opens a directory above the root, or makes it and says so by its mode.
+fn open_or_make(above: &Dir, name: &OsStr) -> Result<Dir, PathError> {
+    let made = above.make_dir(name, PASSABLE | MADE_BY_A_JAILER)?;
+    let dir = above.dir(name)?;
+    if made {
+        dir.set_mode(PASSABLE | MADE_BY_A_JAILER)?;
+    }
+    Ok(dir)
+}
+
+/// Removes a directory above the root, if a jailer made it and nothing is in it.
+fn remove_if_ours(above: &Dir, name: &OsStr) {
+    if above.look(name).is_ok_and(|stat| stat.is_some_and(|s| s.st_mode & MADE_BY_A_JAILER != 0)) {
+        match above.remove_dir(name) {
             Ok(()) => {}
             Err(error) if error.errno() == Some(Errno::ENOTEMPTY) => {}
             Err(error) => log::debug!("{error}"),

@@ -4,12 +4,13 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, getsid};
 
 use super::common::eventually;
-use super::{Setup, files, jails, run, signal_of};
+use super::{Setup, files, is_over, jailer, jails, run, signal_of};
 
 #[test]
 fn the_jailer_becomes_the_vmm_whose_status_is_its_own() {
@@ -165,30 +166,23 @@ fn a_jail_in_use_is_refused_and_one_that_nobody_cleaned_up_is_taken_over() {
     assert_eq!((status.code(), files(&base)), (Some(1), before), "{said}");
     assert!(said.contains(&format!("is in use: process {} lives in it", first.pid())), "{said}");
     // The janitor is killed first, then the VMM: as when the power fails.
-    let lock = fs::metadata(base.join("yun-vmm/vm-1/jail.lock")).unwrap();
-    let holders = fs::read_to_string("/proc/locks").unwrap();
-    let inode = format!(":{} ", std::os::unix::fs::MetadataExt::ino(&lock));
-    let holder = holders.lines().find(|line| line.contains("FLOCK") && line.contains(&inode)).unwrap();
-    let janitor: i32 = holder.split_whitespace().nth(4).unwrap().parse().unwrap();
-    // What /proc/locks names is who took it, the jailer that is now the VMM; who holds it is found by the file.
-    let _ = janitor;
-    let found = fs::read_dir("/proc").unwrap().flatten().find_map(|entry| {
+    let holder = fs::read_dir("/proc").unwrap().flatten().find_map(|entry| {
         let fds = fs::read_dir(entry.path().join("fd")).ok()?;
         let holds = fds.flatten().any(|fd| {
             fs::read_link(fd.path()).is_ok_and(|target| target == base.join("yun-vmm/vm-1/jail.lock"))
         });
         holds.then(|| entry.file_name().into_string().unwrap().parse::<i32>().unwrap())
     });
-    let janitor = Pid::from_raw(found.unwrap());
+    let janitor = Pid::from_raw(holder.unwrap());
     kill(janitor, Signal::SIGKILL).unwrap();
-    eventually("the janitor's end", || kill(janitor, None).is_err().then_some(()));
+    eventually("the janitor's end", || is_over(janitor).then_some(()));
     let (status, said) = run(&again("vm-1"));
     assert_eq!(status.code(), Some(1), "the VMM still lives");
     assert!(said.contains("is in use: process"), "{said}");
     first.signal(Signal::SIGKILL);
     first.ends();
     assert!(first.socket().exists(), "nobody has cleaned up");
-    let mut command = Command::new(env!("CARGO_BIN_EXE_yun-jailer"));
+    let mut command = Command::new(jailer());
     command.args(again("vm-1")).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     first.jailer = command.spawn().unwrap();
     eventually("the new socket", || std::os::unix::net::UnixStream::connect(first.socket()).ok());
@@ -207,6 +201,35 @@ fn a_jail_can_be_made_again_the_moment_its_vmm_has_ended() {
     for _ in 0..20 {
         let (status, said) = run(&setup.words());
         assert!(status.success() && said.starts_with("yun-vmm "), "{status}: {said}");
+    }
+}
+
+#[test]
+fn a_jailer_killed_at_any_moment_leaves_nothing_that_the_next_of_its_id_does_not_clear_away() {
+    if !jails() {
+        return;
+    }
+    // From before it has begun until its VMM runs.
+    let moments = (0..40).map(|n| Duration::from_micros(n * 400));
+    for (number, moment) in moments.enumerate() {
+        let flags: &[&str] = if number % 2 == 0 { &[] } else { &["--new-pid-ns", "--daemonize"] };
+        let mut setup = Setup::new().with(flags);
+        let words = setup.words();
+        setup.command.args(&words).stdout(Stdio::null()).stderr(Stdio::null()).stdin(Stdio::null());
+        let mut killed = setup.command.spawn().unwrap();
+        std::thread::sleep(moment);
+        let _ = killed.kill();
+        killed.wait().unwrap();
+        // A VMM that was already a process of its own lives on.
+        if let Ok(pid) = fs::read_to_string(setup.root().join("yun-vmm.pid")) {
+            let _ = kill(Pid::from_raw(pid.parse().unwrap()), Signal::SIGKILL);
+        }
+        let again = setup.handing_on(&["--version"]);
+        let (status, said) = run(&again.words());
+        assert!(status.success(), "{moment:?}: {status}: {said}");
+        eventually(&format!("the end of {:?} ({moment:?})", files(again.base.path())), || {
+            files(again.base.path()).is_empty().then_some(())
+        });
     }
 }
 
@@ -292,7 +315,7 @@ fn the_signal_at_the_parents_death_outlives_the_change_of_user() {
     let words = setup.words().into_iter().map(|word| format!("'{}'", word.to_str().unwrap()));
     let line = format!(
         "setpriv --pdeathsig KILL '{}' {} & echo $!; read line",
-        env!("CARGO_BIN_EXE_yun-jailer"),
+        jailer().display(),
         words.collect::<Vec<_>>().join(" ")
     );
     let mut shell = command.args(["-c", &line]).stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();

@@ -14,7 +14,7 @@ use super::{Setup, exec_file, files, jails, signal_of};
 /// How many microVMs are jailed, and how many of them at a time. Each is a VMM whose API answers; none has a guest.
 const JAILS: usize = 500;
 const AT_A_TIME: usize = 4;
-/// How long that may take: far more than a minute or two means that something waits for a timeout.
+/// How long that may take: it takes seconds, so that a wait for some timeout would show even where everything is emulated.
 const LIMIT: Duration = Duration::from_secs(300);
 
 /// Everything that a jail could leave behind.
@@ -101,7 +101,7 @@ fn one(base: &Path, number: usize, cgroup: bool) {
             &parent,
         ]);
     }
-    if number % 3 == 0 {
+    if number.is_multiple_of(3) {
         setup = setup.with(&["--new-netns"]);
     }
     let root = base.join("yun-vmm").join(&setup.id).join("root");
@@ -112,7 +112,7 @@ fn one(base: &Path, number: usize, cgroup: bool) {
         jailed.find_vmm();
     }
     jailed.answers();
-    let last = if number % 2 == 0 { Signal::SIGTERM } else { Signal::SIGKILL };
+    let last = if number.is_multiple_of(2) { Signal::SIGTERM } else { Signal::SIGKILL };
     jailed.signal(last);
     let status = jailed.ends();
     if !apart {

@@ -104,8 +104,10 @@ fn a_tree_has_what_firecrackers_has_and_goes_without_a_trace() {
     assert_eq!(fs::read_to_string(&exec).unwrap(), "#!");
     let metadata = fs::metadata(&exec).unwrap();
     assert_eq!((metadata.uid(), metadata.nlink(), metadata.mode() & 0o7777), (0, 1, 0o555));
-    let _socket = UnixListener::bind(rig.root().join("run/firecracker.socket")).unwrap();
-    tree.undo();
+    for name in ["firecracker.socket", ".10e1", ".1"] {
+        UnixListener::bind(rig.root().join("run").join(name)).unwrap();
+    }
+    tree.undo(Some(0x10e1));
     assert_eq!(rig.files(), Vec::<PathBuf>::new());
 }
 
@@ -120,7 +122,7 @@ fn what_is_the_users_stays_and_so_does_its_directory() {
     let tree = rig.make().unwrap();
     fs::write(rig.root().join("dev/log"), "the VMM's").unwrap();
     UnixListener::bind(rig.root().join("run/other.socket")).unwrap();
-    tree.undo();
+    tree.undo(None);
     let left = ["", "/vm-1", "/vm-1/root", "/vm-1/root/dev", "/vm-1/root/dev/log", "/vm-1/root/rootfs.ext4"];
     let left = left.into_iter().chain(["/vm-1/root/run", "/vm-1/root/run/other.socket"]);
     assert_eq!(
@@ -137,7 +139,7 @@ fn a_directory_of_the_users_stays_though_it_is_empty() {
     }
     let rig = Rig::new();
     fs::create_dir_all(rig.root().join("dev")).unwrap();
-    rig.make().unwrap().undo();
+    rig.make().unwrap().undo(None);
     let left =
         ["vmm-under-test", "vmm-under-test/vm-1", "vmm-under-test/vm-1/root", "vmm-under-test/vm-1/root/dev"];
     assert_eq!(rig.files(), left.map(PathBuf::from));
@@ -234,7 +236,7 @@ fn a_base_that_others_may_write_to_is_refused_unless_its_sticky_bit_protects_it(
     assert!(error.contains("has mode 777: accepted is one of user"), "{error}");
     fs::set_permissions(rig.base(), Permissions::from_mode(0o1777)).unwrap();
     if root() {
-        rig.make().unwrap().undo();
+        rig.make().unwrap().undo(None);
         // In there somebody else may have been first.
         fs::create_dir(rig.base().join("vmm-under-test")).unwrap();
         std::os::unix::fs::chown(rig.base().join("vmm-under-test"), Some(99), None).unwrap();
@@ -252,13 +254,13 @@ fn two_jails_share_a_directory_and_the_last_to_go_removes_it() {
     let first = rig.make().unwrap();
     rig.id = InstanceId::parse("vm-2").unwrap();
     let second = rig.make().unwrap();
-    first.undo();
+    first.undo(None);
     assert!(rig.base().join("vmm-under-test/vm-2").exists());
-    second.undo();
+    second.undo(None);
     assert_eq!(rig.files(), Vec::<PathBuf>::new());
     // Unless it is the user's.
     fs::create_dir(rig.base().join("vmm-under-test")).unwrap();
-    rig.make().unwrap().undo();
+    rig.make().unwrap().undo(None);
     assert_eq!(rig.files(), [PathBuf::from("vmm-under-test")]);
 }
 
@@ -295,7 +297,7 @@ proptest! {
         }
         let before = rig.files();
         if let Ok(tree) = rig.make() {
-            tree.undo();
+            tree.undo(None);
         }
         prop_assert_eq!(rig.files(), before);
     }
