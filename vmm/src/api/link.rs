@@ -3,7 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
@@ -14,6 +14,8 @@ use nix::sys::socket::{MsgFlags, Shutdown, recv, shutdown};
 use tokio::io::Interest;
 use tokio::net::UnixStream;
 use tokio::time::{Instant, Sleep};
+
+use crate::host::lent::{RECEIVED_MAX, receive};
 
 /// Bytes taken from the socket at once.
 const CHUNK: usize = 4096;
@@ -36,13 +38,20 @@ pub(super) enum Phase {
 pub(super) struct Exchange {
     stream: UnixStream,
     pub(super) phase: Cell<Phase>,
+    /// Open files that came with the request that is arriving.
+    pub(super) received: RefCell<Vec<OwnedFd>>,
     /// Why the connection has to end, if that has to be said to the client.
     pub(super) fault: RefCell<Option<String>>,
 }
 
 impl Exchange {
     pub(super) fn new(stream: UnixStream) -> Rc<Self> {
-        Rc::new(Self { stream, phase: Cell::new(Phase::Idle), fault: RefCell::new(None) })
+        Rc::new(Self {
+            stream,
+            phase: Cell::new(Phase::Idle),
+            received: RefCell::default(),
+            fault: RefCell::new(None),
+        })
     }
 
     /// Ready once the client has ended the connection, or its half of it. While there are bytes of it that nobody has
@@ -61,6 +70,25 @@ impl Exchange {
                 Err(_) => return Poll::Ready(()),
             }
         }
+    }
+
+    /// Takes what has come: bytes into `into`, open files among those that were `received`.
+    fn receive(&self, into: &mut [u8]) -> io::Result<usize> {
+        let too_many = || {
+            let text = format!("A request may bring {RECEIVED_MAX} descriptors at most.");
+            self.fault.borrow_mut().get_or_insert(text);
+            io::Error::from(io::ErrorKind::InvalidInput)
+        };
+        let (len, new) = receive(&self.stream, into).map_err(|error| match error.raw_os_error() {
+            Some(libc::ENOBUFS) => too_many(),
+            _ => error,
+        })?;
+        let mut received = self.received.borrow_mut();
+        if received.len() + new.len() > RECEIVED_MAX {
+            return Err(too_many());
+        }
+        received.extend(new);
+        Ok(len)
     }
 
     /// Says a last word, and hears out what the client still has to say: a socket that is closed with unread bytes
@@ -117,7 +145,8 @@ impl Link {
     fn poll_bytes(&self, cx: &mut Context<'_>, into: &mut [u8]) -> Poll<io::Result<usize>> {
         loop {
             ready!(self.exchange.stream.poll_read_ready(cx))?;
-            match self.exchange.stream.try_read(into) {
+            let take = || self.exchange.receive(into);
+            match self.exchange.stream.try_io(Interest::READABLE, take) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 result => return Poll::Ready(result),
             }

@@ -8,6 +8,7 @@
 use std::cell::Cell;
 use std::future::{Future, poll_fn};
 use std::io;
+use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -257,8 +258,8 @@ impl Server {
             .max_buf_size(HEAD_LEN_MAX)
             .serve_connection(link, service);
         let result = poll_fn(|cx| connection.poll_without_shutdown(cx)).await;
-        let Err(error) = result else { return };
-        let fault = exchange.fault.take().or_else(|| framing_fault(&error));
+        // To hyper a connection that fails before its request began ended well.
+        let fault = exchange.fault.take().or_else(|| framing_fault(&result.err()?));
         let Some(fault) = fault else { return };
         self.services.counters.server.framing_errors.inc();
         log::warn!("A request to the API was malformed: {fault}");
@@ -294,6 +295,8 @@ impl Server {
         };
         let body = self.receive(body).await.map_err(fault)?;
         exchange.phase.set(Phase::Answering);
+        // Taken whatever is asked: they are of this request, not of the next.
+        let received = exchange.received.take();
         let target = head.uri.path_and_query().map_or("/", |target| target.as_str());
         log::info!("The API server received a {} request on {target:?}.", method.name());
         let tally = self.services.counters.of(method, target);
@@ -305,7 +308,7 @@ impl Server {
                 if routed.deprecated {
                     self.services.counters.server.deprecated_http_api_calls.inc();
                 }
-                (self.reply(exchange, routed.asked).await, routed.deprecated)
+                (self.reply(exchange, routed.asked, received).await, routed.deprecated)
             }
             Err(error) => (Replied::Text(Reply::refused(&error.to_string())), false),
         };
@@ -348,10 +351,10 @@ impl Server {
         Ok(bytes)
     }
 
-    async fn reply(&self, exchange: &Rc<Exchange>, asked: Asked) -> Replied {
+    async fn reply(&self, exchange: &Rc<Exchange>, asked: Asked, received: Vec<OwnedFd>) -> Replied {
         Replied::Text(match asked {
             Asked::Command(command) => {
-                let answer = self.services.commands.ask(command).await;
+                let answer = self.services.commands.ask(command, received).await;
                 match &answer {
                     Ok(_) => log::info!("The request was executed successfully."),
                     Err(denial) => {

@@ -1,6 +1,7 @@
 //! What can be asked of a microVM, and how the question and its answer travel between threads.
 
 use std::fmt;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::mpsc;
 
@@ -103,6 +104,8 @@ impl fmt::Debug for ReplySlot {
 pub struct Envelope {
     /// What is asked.
     pub command: Command,
+    /// Open files that came with it.
+    pub received: Vec<OwnedFd>,
     /// Where the answer goes.
     pub reply: ReplySlot,
 }
@@ -121,23 +124,24 @@ impl fmt::Debug for CommandSender {
 }
 
 impl CommandSender {
-    fn send(&self, command: Command) -> oneshot::Receiver<Answer> {
+    fn send(&self, command: Command, received: Vec<OwnedFd>) -> oneshot::Receiver<Answer> {
         let (slot, answer) = oneshot::channel();
         // If the driver is gone the envelope comes back and is dropped here: the slot then answers "gone".
-        if self.envelopes.send(Envelope { command, reply: ReplySlot(slot) }).is_ok() {
+        if self.envelopes.send(Envelope { command, received, reply: ReplySlot(slot) }).is_ok() {
             (self.wake)();
         }
         answer
     }
 
-    /// Asks, and waits for the answer without holding up other tasks of this thread.
-    pub async fn ask(&self, command: Command) -> Answer {
-        self.send(command).await.unwrap_or(Err(Denial::Gone))
+    /// Asks, with open files that the command may name, and waits for the answer without holding up other tasks of this
+    /// thread.
+    pub async fn ask(&self, command: Command, received: Vec<OwnedFd>) -> Answer {
+        self.send(command, received).await.unwrap_or(Err(Denial::Gone))
     }
 
     /// Asks, and blocks this thread until the answer is there. Not for use within an async runtime.
     pub fn ask_blocking(&self, command: Command) -> Answer {
-        self.send(command).blocking_recv().unwrap_or(Err(Denial::Gone))
+        self.send(command, Vec::new()).blocking_recv().unwrap_or(Err(Denial::Gone))
     }
 }
 

@@ -33,6 +33,7 @@ use crate::boot::cmdline::Root;
 use crate::events::{EventKind, EventRing};
 use crate::host::console::Console;
 use crate::host::disk::Disk;
+use crate::host::lent::{Received, inherited};
 use crate::host::tap::Tap;
 use crate::machine::Machine;
 use crate::machine::build::OnDeviceError;
@@ -72,7 +73,11 @@ pub struct Options {
 }
 
 /// Opens what the API names.
-pub struct Host;
+#[derive(Default)]
+pub struct Host {
+    /// What came with the request that is being carried out.
+    received: Received,
+}
 
 impl HostFiles for Host {
     type Kernel = std::fs::File;
@@ -81,15 +86,21 @@ impl HostFiles for Host {
     type Tap = Tap;
 
     fn open_kernel(&mut self, path: &str) -> io::Result<Self::Kernel> {
-        crate::host::open_image(path.as_ref())
+        match self.received.open(path)? {
+            Some(file) => crate::host::image(file),
+            None => crate::host::open_image(path.as_ref()),
+        }
     }
 
     fn open_initrd(&mut self, path: &str) -> io::Result<Self::Initrd> {
-        crate::host::open_image(path.as_ref())
+        self.open_kernel(path)
     }
 
     fn open_drive(&mut self, path: &str, read_only: bool, replacing: Option<&Disk>) -> io::Result<Disk> {
-        Disk::open(path.as_ref(), read_only, replacing)
+        match self.received.open(path)? {
+            Some(file) => Disk::of(file, &path, read_only, replacing),
+            None => Disk::open(path.as_ref(), read_only, replacing),
+        }
     }
 
     fn open_tap(&mut self, source: TapSource<'_>, replacing: Option<&Tap>) -> io::Result<Tap> {
@@ -97,9 +108,12 @@ impl HostFiles for Host {
             // The kernel lends a TAP device once: an interface that keeps its own goes on with the same descriptor.
             TapSource::Name(name) => match replacing.filter(|tap| tap.name() == Some(name)) {
                 Some(tap) => Ok(tap.clone()),
-                None => Tap::open(name),
+                None => match self.received.open(name)? {
+                    Some(file) => Tap::of(file),
+                    None => Tap::open(name),
+                },
             },
-            TapSource::Fd(fd) => Tap::from_fd(fd),
+            TapSource::Fd(fd) => Tap::of(inherited(fd)?.into()),
         }
     }
 }
@@ -171,7 +185,7 @@ impl Driver {
             signals: SignalFd::with_flags(signals, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?,
             end: End::new()?,
             state: State::NotStarted,
-            host: Host,
+            host: Host::default(),
             resources: VmResources::default(),
             console: Console::new()?,
             epoll: Epoll::new()?,
@@ -284,7 +298,10 @@ impl Driver {
     fn take_commands(&mut self) {
         let _ = self.shared.wake.read();
         while let Ok(envelope) = self.inbox.try_recv() {
+            self.host.received = envelope.received.into();
             let answer = self.take(envelope.command);
+            // What was not asked for is closed before anybody hears.
+            self.host.received = Received::default();
             envelope.reply.answer(answer);
         }
     }

@@ -50,6 +50,30 @@ impl Disk {
     pub fn open(path: &Path, read_only: bool, replacing: Option<&Disk>) -> io::Result<Self> {
         let file =
             OpenOptions::new().read(true).write(!read_only).custom_flags(libc::O_NONBLOCK).open(path)?;
+        Self::of(file, &path.display(), read_only, replacing)
+    }
+
+    /// The same with a file that is open already; `name` is for the log. A lock belongs to the open file description, which
+    /// whoever hands it over shares: it keeps others out, not them.
+    ///
+    /// # Errors
+    /// As [`Disk::open`], and if the file was not opened for what it is to be used for.
+    pub fn of(
+        file: File,
+        name: &dyn std::fmt::Display,
+        read_only: bool,
+        replacing: Option<&Disk>,
+    ) -> io::Result<Self> {
+        let flags = nix::fcntl::fcntl(&file, nix::fcntl::FcntlArg::F_GETFL)?;
+        let needed = if read_only { [libc::O_RDONLY, libc::O_RDWR] } else { [libc::O_RDWR; 2] };
+        if !needed.contains(&(flags & libc::O_ACCMODE)) {
+            let why = if read_only {
+                "it is not open for reading"
+            } else {
+                "it is not open for reading and writing"
+            };
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
+        }
         let metadata = file.metadata()?;
         let kind = metadata.file_type();
         if kind.is_dir() {
@@ -63,7 +87,7 @@ impl Disk {
         if !bytes.is_multiple_of(SECTOR) {
             log::warn!(
                 "{} is {bytes} bytes long, not a multiple of {SECTOR}; the rest is not part of the disk",
-                path.display()
+                name
             );
         }
         let mine = if read_only { libc::F_RDLCK } else { libc::F_WRLCK };

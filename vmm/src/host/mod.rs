@@ -3,6 +3,7 @@
 
 pub mod console;
 pub mod disk;
+pub mod lent;
 pub mod stdio;
 pub mod tap;
 
@@ -16,7 +17,14 @@ use std::path::Path;
 /// # Errors
 /// What the host said, or `InvalidInput` with what would be accepted.
 pub fn open_image(path: &Path) -> io::Result<File> {
-    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+    image(OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?)
+}
+
+/// Takes `file` for an image, if it is a regular file.
+///
+/// # Errors
+/// As [`open_image`].
+pub fn image(file: File) -> io::Result<File> {
     let kind = file.metadata()?.file_type();
     if kind.is_dir() {
         return Err(io::Error::from_raw_os_error(libc::EISDIR));

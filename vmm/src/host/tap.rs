@@ -2,7 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Arc;
 
@@ -78,18 +78,11 @@ impl Tap {
         Self::prepare(file, Some(name))
     }
 
-    /// Takes over the TAP device that this process has open as `fd`; the descriptor itself stays open.
+    /// Takes over an open TAP device.
     ///
     /// # Errors
-    /// If it is not open, not a TAP device, or has no vnet header.
-    pub fn from_fd(fd: RawFd) -> io::Result<Self> {
-        // SAFETY: fcntl checks the number; nothing is assumed of it.
-        let own = unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 3) };
-        if own < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: a new descriptor that nobody else owns.
-        let file = unsafe { File::from_raw_fd(own) };
+    /// If it is not a TAP device, or has no vnet header.
+    pub fn of(file: File) -> io::Result<Self> {
         let mut got = request("x", 0)?;
         // SAFETY: TUNGETIFF fills the ifreq, which outlives the call; other files answer ENOTTY or EBADFD.
         unsafe { tungetiff(file.as_raw_fd(), &raw mut got) }
@@ -169,7 +162,6 @@ mod tests {
     #[test]
     fn a_descriptor_that_is_no_tap_device_is_refused() {
         let file = tempfile::tempfile().unwrap();
-        assert!(Tap::from_fd(file.as_raw_fd()).unwrap_err().to_string().starts_with("not a TAP device"));
-        assert_eq!(Tap::from_fd(9999).unwrap_err().raw_os_error(), Some(libc::EBADF));
+        assert!(Tap::of(file).unwrap_err().to_string().starts_with("not a TAP device"));
     }
 }

@@ -7,7 +7,8 @@ use utoipa::ToSchema;
 pub const DEFAULT_BOOT_ARGS: &str =
     "reboot=k panic=1 nomodule 8250.nr_uarts=0 i8042.noaux i8042.nomux i8042.dumbkbd swiotlb=noforce";
 
-/// Kernel, initrd and kernel command line. Files are opened when the request is made.
+/// Kernel, initrd and kernel command line. Files are opened when the request is made; in place of a path, `fd:N` is a
+/// descriptor that the VMM inherited, `received:N` the one with number N of those sent along with the request.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct BootSource {

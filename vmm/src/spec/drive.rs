@@ -43,7 +43,8 @@ pub struct DriveBody {
     pub cache_type: CacheType,
     /// Whether the guest can't write; false if missing.
     pub is_read_only: Option<bool>,
-    /// Host path of a raw image or block device.
+    /// Host path of a raw image or block device; or `fd:N`, a descriptor that the VMM inherited, or `received:N`, the one
+    /// with number N of those sent along with the request.
     pub path_on_host: Option<String>,
     /// Limits on the drive's I/O.
     pub rate_limiter: Option<RateLimiter>,

@@ -66,7 +66,8 @@ impl<'de> Deserialize<'de> for Mac {
 pub struct NetworkInterface {
     /// The same id as in the path.
     pub iface_id: String,
-    /// Name of the TAP device on the host; with `host_dev_fd`, a label only.
+    /// Name of the TAP device on the host; with `host_dev_fd`, a label only. Or `fd:N`, an open one that the VMM inherited,
+    /// or `received:N`, the one with number N of the descriptors sent along with the request.
     pub host_dev_name: String,
     /// Ethernet address of the guest's interface; the guest chooses if it is missing.
     pub guest_mac: Option<Mac>,

@@ -1,8 +1,11 @@
 //! A blocking HTTP/1.1 client on a Unix socket.
 
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader, IoSlice, Read, Write};
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 
 /// An answer.
 #[derive(Debug)]
@@ -67,4 +70,22 @@ pub fn follow(socket: &Path, path: &str) -> io::Result<impl Read + Send + use<>>
 /// A request and its answer, on a connection of its own.
 pub fn request(socket: &Path, method: &str, path: &str, body: &str) -> io::Result<Reply> {
     receive(&mut open(socket, method, path, body)?)
+}
+
+/// The same, with open files that come along with it (`SCM_RIGHTS`).
+pub fn request_with(
+    socket: &Path,
+    method: &str,
+    path: &str,
+    body: &str,
+    files: &[BorrowedFd<'_>],
+) -> io::Result<Reply> {
+    let mut stream = UnixStream::connect(socket)?;
+    let text = format!("{method} {path} HTTP/1.1\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+    let descriptors: Vec<RawFd> = files.iter().map(AsRawFd::as_raw_fd).collect();
+    let control = [ControlMessage::ScmRights(&descriptors)];
+    let bytes = [IoSlice::new(text.as_bytes())];
+    let sent = sendmsg::<()>(stream.as_raw_fd(), &bytes, &control, MsgFlags::empty(), None)?;
+    assert_eq!(sent, text.len());
+    receive(&mut stream)
 }

@@ -142,7 +142,7 @@ pub const EVERY_THREAD: &[Rule] = &[
     Rule {
         call: libc::SYS_fcntl,
         arg: Arg::OneOf(1, &[libc::F_GETFD as u32, libc::F_GETFL as u32]),
-        rarely: Some("a build with debug assertions, which looks at descriptors"),
+        rarely: Some("how a file was opened that is handed over; and what debug assertions look at"),
     },
     Rule {
         call: libc::SYS_prctl,
@@ -179,6 +179,7 @@ const API: &[Rule] = &[
     any(libc::SYS_epoll_wait),
     any(libc::SYS_epoll_ctl),
     any(libc::SYS_accept4),
+    any(libc::SYS_recvmsg),
     any(libc::SYS_recvfrom),
     any(libc::SYS_sendto),
     any(libc::SYS_shutdown),
@@ -202,6 +203,11 @@ const DRIVER: &[Rule] = &[
     any(libc::SYS_statx),
     any(libc::SYS_lseek),
     when(libc::SYS_fcntl, Arg::OneOf(1, &[libc::F_OFD_SETLK as u32])),
+    Rule {
+        call: libc::SYS_fcntl,
+        arg: Arg::OneOf(1, &[libc::F_DUPFD_CLOEXEC as u32]),
+        rarely: Some("an image that is handed over as an inherited descriptor"),
+    },
     Rule { call: libc::SYS_tgkill, arg: Arg::OwnThread(TO_OWN_THREADS), rarely: None },
     when(libc::SYS_ioctl, Arg::Ioctl(&[KVM_IRQ_LINE, KVM_SIGNAL_MSI, TIOCGPGRP])),
     Rule {
