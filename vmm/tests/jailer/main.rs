@@ -26,6 +26,7 @@ use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs;
 use std::io::Read;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -77,12 +78,18 @@ fn jails() -> bool {
 fn exec_file() -> &'static Path {
     static FILE: OnceLock<PathBuf> = OnceLock::new();
     FILE.get_or_init(|| {
-        let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("jailer");
-        fs::create_dir_all(&dir).unwrap();
+        // One for each VMM that was ever tested, and never replaced: tests may run twice at once, here and in L1.
+        let metadata = fs::metadata(common::vmm()).unwrap();
+        let (len, nanoseconds) = (metadata.len(), metadata.mtime_nsec());
+        let dir = format!("jailer/{len}-{}.{nanoseconds}", metadata.mtime());
+        let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(dir);
         let (file, part) = (dir.join("yun-vmm"), dir.join(format!("yun-vmm.{}", std::process::id())));
-        let stripped = Command::new("strip").arg("-o").arg(&part).arg(common::vmm()).status();
-        assert!(stripped.unwrap().success(), "strip (of binutils) does not work");
-        fs::rename(part, &file).unwrap();
+        if !file.exists() {
+            fs::create_dir_all(&dir).unwrap();
+            let stripped = Command::new("strip").arg("-o").arg(&part).arg(common::vmm()).status();
+            assert!(stripped.unwrap().success(), "strip (of binutils) does not work");
+            fs::rename(part, &file).unwrap();
+        }
         file
     })
 }
