@@ -5,7 +5,9 @@ import json
 import statistics
 import sys
 
-YUN = {"yun-mmio": "mmio", "yun-pci": "pci"}
+YUN = {"yun-mmio": "mmio", "yun-pci": "pci", "yun-jailed": "mmio"}
+# Without confinement: what the others lose by it may be 3%, or 300 KiB.
+BARE, LOSS, LOSS_KIB = "yun-bare", 0.03, 300
 PEERS = {"firecracker": "mmio", "qemu-microvm": "mmio", "qemu-q35": "pci"}
 # Sample's case, words, unit, whether less is better, what Yun is to reach against Firecracker (per transport) or absolutely, or against the best peer.
 ROWS = [
@@ -39,9 +41,11 @@ def table(record, best_of):
     for sample in record["samples"]:
         if "value" in sample:
             values.setdefault(sample["case"], {}).setdefault(sample["vmm"], []).append(sample["value"])
-    ran = [name for name in (*YUN, *PEERS) if any(name in of for of in values.values())]
+    ran = [name for name in (BARE, *YUN, *PEERS) if any(name in of for of in values.values())]
     ours = [name for name in ran if name in YUN]
-    header = ["", "", *ran] + [f"{YUN[name]} vs {what}" for name in ours for what in ("Firecracker", "best")] + ["to reach"]
+    others = ("Firecracker", "best") if any(name in PEERS for name in ran) else ()
+    header = ["", "", *ran] + [f"{name.removeprefix('yun-')} vs {what}" for name in ours for what in others]
+    header += [f"{name} vs bare" for name in ours if BARE in ran] + ["to reach"]
     rows = []
     for case, words, unit, less, goal in ROWS:
         if case not in values:
@@ -54,7 +58,7 @@ def table(record, best_of):
         for name in ours:
             same = [medians[peer] for peer, transport in PEERS.items() if peer in medians and transport == YUN[name]]
             best = (min if less else max)(same, default=None)
-            for what, peer in (("firecracker", medians.get("firecracker")), ("best", best)):
+            for what, peer in (("firecracker", medians.get("firecracker")), ("best", best)) if others else ():
                 ratio = medians[name] / peer if peer and name in medians else None
                 row.append("" if ratio is None else f"{ratio:.2f}")
                 wanted = goal.get(what)
@@ -64,6 +68,11 @@ def table(record, best_of):
                     reached.append(f"{YUN[name]} {wanted} {'yes' if good else 'NO'}")
             if "value" in goal and name in medians:
                 reached.append(f"{YUN[name]} {number(goal['value'])} {'yes' if medians[name] <= goal['value'] else 'NO'}")
+        for name in ours if BARE in medians else ():
+            lost = medians[name] / medians[BARE] - 1 if less else 1 - medians[name] / medians[BARE]
+            row.append(f"{medians[name] / medians[BARE]:.3f}")
+            good = medians[name] - medians[BARE] <= LOSS_KIB if unit == "KiB" else lost <= LOSS
+            reached.append(f"{name} loses {f'{medians[name] - medians[BARE]:.0f} KiB' if unit == 'KiB' else f'{lost:.1%}'} {'yes' if good else 'NO'}")
         rows.append(row + [", ".join(reached)])
     return header, rows
 

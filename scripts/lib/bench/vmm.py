@@ -1,5 +1,6 @@
 """The VMMs that take part: how each is started, given the same machine, and told to run it."""
 
+import copy
 import http.client
 import json
 import os
@@ -169,6 +170,48 @@ class YunPci(Rest):
     name, transport, options = "yun-pci", "pci", ("--enable-pci",)
 
 
+class YunBare(Rest):
+    """Without seccomp and outside any jail: what confinement is compared with."""
+
+    name, transport, options = "yun-bare", "mmio", ("--no-seccomp",)
+
+
+class YunJailed(Rest):
+    """As a tenant's runs: in a jail of its own, started by yun-jailer, as a user of its own."""
+
+    name, transport = "yun-jailed", "mmio"
+    UID = "47140"
+
+    def launch(self):
+        base = f"{os.path.dirname(self.binary)}/jails"
+        root = f"{base}/yun/bench/root"
+        self.socket = f"{root}/run/firecracker.socket"
+        os.makedirs(root, exist_ok=True)
+        before = time.monotonic()
+        self.spawn([f"{self.binary}-jailer", "--id", "bench", "--exec-file", self.binary, "--uid", self.UID, "--gid", self.UID, "--chroot-base-dir", base, "--", "--level", "Warn"])
+        return before
+
+    def run(self, guest):
+        """The guest's files are in the jail by other names."""
+        inside = copy.copy(guest)
+        places = {"kernel": guest.kernel, "initrd": guest.initrd, "drive": guest.drive}
+        base = f"{os.path.dirname(self.binary)}/jails/yun/bench/root"
+        os.makedirs(base, exist_ok=True)
+        for name, place in places.items():
+            if not os.path.exists(f"{base}/{name}"):
+                os.link(place, f"{base}/{name}")
+            os.chmod(place, 0o644)
+            setattr(inside, name, f"/{name}")
+        return super().run(inside)
+
+    def end(self):
+        super().end()
+        # The janitor of the jail goes first.
+        deadline = time.monotonic() + 10
+        while os.path.exists(self.socket) and time.monotonic() < deadline:
+            time.sleep(0.005)
+
+
 class Firecracker(Rest):
     name, transport = "firecracker", "mmio"
 
@@ -204,3 +247,5 @@ class QemuQ35(Qemu):
 
 
 ALL = (YunMmio, YunPci, Firecracker, QemuMicrovm, QemuQ35)
+# To be asked for by name.
+CONFINEMENT = (YunBare, YunMmio, YunJailed)
