@@ -40,18 +40,28 @@ pub(super) struct Exchange {
     pub(super) phase: Cell<Phase>,
     /// Open files that came with the request that is arriving.
     pub(super) received: RefCell<Vec<OwnedFd>>,
+    /// When the request that is arriving has to be there.
+    due: Cell<Instant>,
     /// Why the connection has to end, if that has to be said to the client.
     pub(super) fault: RefCell<Option<String>>,
 }
 
 impl Exchange {
     pub(super) fn new(stream: UnixStream) -> Rc<Self> {
+        let due = Cell::new(Instant::now());
         Rc::new(Self {
             stream,
             phase: Cell::new(Phase::Idle),
             received: RefCell::default(),
+            due,
             fault: RefCell::new(None),
         })
+    }
+
+    /// A request begins to arrive, and has so long for that.
+    pub(super) fn begin(&self, limit: Duration) {
+        self.phase.set(Phase::Receiving);
+        self.due.set(Instant::now() + limit);
     }
 
     /// Ready once the client has ended the connection, or its half of it. While there are bytes of it that nobody has
@@ -194,6 +204,10 @@ impl Read for Link {
         let count = match link.poll_bytes(cx, &mut bytes[..room]) {
             Poll::Ready(count) => count?,
             Poll::Pending if link.exchange.phase.get() == Phase::Receiving => {
+                let due = link.exchange.due.get();
+                if link.reading.deadline() != due {
+                    link.reading.as_mut().reset(due);
+                }
                 ready!(link.reading.as_mut().poll(cx));
                 return Poll::Ready(Err(link.too_slow()));
             }
@@ -201,8 +215,7 @@ impl Read for Link {
         };
         let filled = &bytes[..count];
         if !filled.is_empty() && link.exchange.phase.get() == Phase::Idle {
-            link.exchange.phase.set(Phase::Receiving);
-            link.reading.as_mut().reset(Instant::now() + link.deadlines.request);
+            link.exchange.begin(link.deadlines.request);
         }
         into.put_slice(filled);
         Poll::Ready(Ok(()))

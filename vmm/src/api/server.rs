@@ -50,7 +50,8 @@ pub struct Limits {
     pub body_len_max: usize,
     /// Connections at the same time; one more is turned away.
     pub connections_max: usize,
-    /// Time from the first byte of a request to its last.
+    /// Time from the first byte of a request to its last; if the first came along with the request before, from when its
+    /// head is there.
     pub request_timeout: Duration,
     /// Time in which a client has to take something of an answer.
     pub stall_timeout: Duration,
@@ -285,6 +286,10 @@ impl Server {
         exchange: &Rc<Exchange>,
         request: Request<Incoming>,
     ) -> Result<Response<ReplyBody>, FramingError> {
+        if exchange.phase.get() == Phase::Idle {
+            // Its head came along with the request before.
+            exchange.begin(self.services.limits.request_timeout);
+        }
         let (head, body) = request.into_parts();
         let fault = |text: String| {
             exchange.fault.borrow_mut().get_or_insert(text);

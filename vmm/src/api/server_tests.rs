@@ -302,6 +302,18 @@ fn a_request_that_does_not_arrive_in_time_is_dropped_and_an_idle_connection_is_n
 }
 
 #[test]
+fn a_body_whose_head_came_with_the_request_before_has_a_deadline_too() {
+    let rig = Rig::with(TIGHT);
+    let mut slow = rig.connect();
+    slow.write_all(b"GET / HTTP/1.1\r\n\r\nPUT /entropy HTTP/1.1\r\nContent-Length: 2\r\n\r\n{").unwrap();
+    let mut slow = BufReader::new(slow);
+    assert!(answer(&mut slow).starts_with("HTTP/1.1 200 "));
+    let mut rest = String::new();
+    slow.read_to_string(&mut rest).unwrap();
+    assert_eq!(rest, framing_error("The request did not arrive within 300 ms."));
+}
+
+#[test]
 fn a_client_that_stops_reading_is_dropped_and_holds_up_nobody() {
     let rig = Rig::with(TIGHT);
     let mut deaf = rig.connect();
