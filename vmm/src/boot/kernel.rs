@@ -171,7 +171,7 @@ fn check_segments(ram: &GuestMemoryMmap<()>, image: &mut File) -> Result<u64, Ke
         image.read_exact(&mut segment).map_err(read)?;
         let [address, in_file, in_memory] = [24, 32, 40].map(|at| u64_at(&segment, at));
         match u32_at(&segment, 0) {
-            LOAD => {
+            LOAD if in_file | in_memory != 0 => {
                 let past = address.checked_add(in_memory).filter(|_| {
                     address >= layout::HIMEM.0
                         && in_file <= in_memory
@@ -316,6 +316,8 @@ mod tests {
         segment(&mut image, 0, 1, [1024, 0x20_0000, 16, 0x1000]);
         // Nothing of this one is in the file: zeroed memory.
         segment(&mut image, 1, 1, [0, 0x30_0000, 0, 0x5000]);
+        // This one is nothing at all.
+        segment(&mut image, 2, 1, [0; 4]);
         assert_eq!(load(&ram(), &mut file(&image)).unwrap().end, 0x30_5000);
         for end in [0, 0x9_f000, layout::HIMEM.0 - 1] {
             let kernel = Kernel { entry: Entry::Linux64(0), end, setup_header: None };
