@@ -15,7 +15,7 @@ use tokio::io::Interest;
 use tokio::net::UnixStream;
 use tokio::time::{Instant, Sleep};
 
-use crate::host::lent::{RECEIVED_MAX, receive};
+use crate::sandbox::descriptors::{RECEIVED_MAX, receive};
 
 /// Bytes taken from the socket at once.
 const CHUNK: usize = 4096;

@@ -33,7 +33,7 @@ use crate::boot::cmdline::Root;
 use crate::events::{EventKind, EventRing};
 use crate::host::console::Console;
 use crate::host::disk::Disk;
-use crate::host::lent::{Received, inherited};
+use crate::host::lent::Received;
 use crate::host::tap::Tap;
 use crate::machine::Machine;
 use crate::machine::build::OnDeviceError;
@@ -41,6 +41,7 @@ use crate::machine::ended::Reason;
 use crate::machine::plan::{DrivePlan, NetPlan, Plan};
 use crate::mem::ram::Backing;
 use crate::metrics::Metrics;
+use crate::sandbox::descriptors::inherited;
 use crate::sandbox::seccomp::Seccomp;
 use crate::sandbox::seccomp::rules::Kind;
 use crate::spec::{

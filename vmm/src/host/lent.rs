@@ -6,12 +6,9 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{OwnedFd, RawFd};
 
-use vmm_sys_util::sock_ctrl_msg::ScmSocket;
-
-/// Descriptors that one request may bring.
-pub const RECEIVED_MAX: usize = 16;
+use crate::sandbox::descriptors::inherited;
 
 /// What a request says where it could say a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,46 +68,10 @@ impl Received {
     }
 }
 
-/// A descriptor of our own for the file that this process has open as `fd`, which stays open.
-///
-/// # Errors
-/// EBADF if there is none.
-pub fn inherited(fd: RawFd) -> io::Result<OwnedFd> {
-    // SAFETY: fcntl checks the number; nothing is assumed of it.
-    let own = unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 3) };
-    if own < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: a new descriptor that nobody else owns.
-    Ok(unsafe { OwnedFd::from_raw_fd(own) })
-}
-
-/// A socket of any library's.
-struct Socket(RawFd);
-
-impl ScmSocket for Socket {
-    fn socket_fd(&self) -> RawFd {
-        self.0
-    }
-}
-
-/// Takes what has come on the socket `from`: bytes into `into`, and open files, [`RECEIVED_MAX`] at most.
-///
-/// # Errors
-/// ENOBUFS if more files came at once; all are closed then. Else what recvmsg(2) says.
-pub fn receive(from: &impl AsRawFd, into: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
-    let mut bytes = [libc::iovec { iov_base: into.as_mut_ptr().cast(), iov_len: into.len() }];
-    let mut descriptors = [-1; RECEIVED_MAX];
-    // SAFETY: the one iovec describes `into`, which is borrowed for writing as long as the call takes.
-    let (len, count) = unsafe { Socket(from.as_raw_fd()).recv_with_fds(&mut bytes, &mut descriptors) }?;
-    // SAFETY: the kernel has just made these for this process, and nobody else has seen their numbers.
-    let own = |fd: &RawFd| unsafe { OwnedFd::from_raw_fd(*fd) };
-    Ok((len, descriptors[..count].iter().map(own).collect()))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::fd::AsRawFd;
 
     #[test]
     fn descriptors_are_told_from_paths() {

@@ -1,16 +1,20 @@
-//! Which descriptors a process has: those that its maker named, and no others.
+//! Which descriptors a process has: those that its maker named or another process hands over, and no others.
 
 use std::fs::File;
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 use nix::sys::stat::Mode;
 use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout};
+use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
 /// Standard input, output and error, which are not strays.
 const STANDARD: RawFd = 3;
+
+/// Descriptors that may come at once from another process.
+pub const RECEIVED_MAX: usize = 16;
 
 /// Why a descriptor can't be kept.
 #[derive(Debug, thiserror::Error)]
@@ -130,4 +134,41 @@ pub fn keep_over_exec(fd: impl AsFd) -> io::Result<()> {
 /// What the host says.
 pub fn open_path(path: &std::path::Path) -> io::Result<OwnedFd> {
     Ok(nix::fcntl::open(path, OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK, Mode::empty())?)
+}
+
+/// A descriptor of our own for the file that this process has open as `fd`, which stays open.
+///
+/// # Errors
+/// EBADF if there is none.
+pub fn inherited(fd: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: fcntl checks the number; nothing is assumed of it.
+    let own = unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 3) };
+    if own < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: a new descriptor that nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(own) })
+}
+
+/// A socket of any library's.
+struct Socket(RawFd);
+
+impl ScmSocket for Socket {
+    fn socket_fd(&self) -> RawFd {
+        self.0
+    }
+}
+
+/// Takes what has come on the socket `from`: bytes into `into`, and open files, [`RECEIVED_MAX`] at most.
+///
+/// # Errors
+/// ENOBUFS if more files came at once; all are closed then. Else what recvmsg(2) says.
+pub fn receive(from: &impl AsRawFd, into: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
+    let mut bytes = [libc::iovec { iov_base: into.as_mut_ptr().cast(), iov_len: into.len() }];
+    let mut descriptors = [-1; RECEIVED_MAX];
+    // SAFETY: the one iovec describes `into`, which is borrowed for writing as long as the call takes.
+    let (len, count) = unsafe { Socket(from.as_raw_fd()).recv_with_fds(&mut bytes, &mut descriptors) }?;
+    // SAFETY: the kernel has just made these for this process, and nobody else has seen their numbers.
+    let own = |fd: &RawFd| unsafe { OwnedFd::from_raw_fd(*fd) };
+    Ok((len, descriptors[..count].iter().map(own).collect()))
 }
