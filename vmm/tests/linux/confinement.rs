@@ -52,7 +52,7 @@ fn parse(line: &str) -> Option<(u32, Call)> {
 }
 
 /// Sorts a trace by kinds of threads. A thread is what its name says once it has a filter of its own; the first thread is
-/// the process from its second filter on (the first one refuses clone3 alone) and the driver from its third.
+/// the process from its first filter on and the driver from its second.
 fn sorted(trace: &str, into: &mut Calls) {
     let mut filters: BTreeMap<u32, u32> = BTreeMap::new();
     let mut names: BTreeMap<u32, Kind> = BTreeMap::new();
@@ -62,8 +62,8 @@ fn sorted(trace: &str, into: &mut Calls) {
         let main = *first.get_or_insert(thread);
         let count = filters.entry(thread).or_default();
         let kind = match (thread == main, *count) {
-            (true, 0 | 1) => None,
-            (true, 2) | (false, 0) => Some(Kind::Process),
+            (true, 0) => None,
+            (true, 1) | (false, 0) => Some(Kind::Process),
             (true, _) => Some(Kind::Driver),
             (false, _) => names.get(&thread).copied(),
         };
@@ -156,7 +156,7 @@ fn fits(rule: &Rule, call: &Call) -> bool {
     let low = |value: u64, mask: u64| u32::try_from(value & mask).expect("masked");
     name_of(rule.call) == Some(&call.0)
         && match rule.arg {
-            Arg::Any | Arg::Without(..) | Arg::OwnThread(_) => true,
+            Arg::Any | Arg::Without(..) | Arg::OwnThread(_) | Arg::NoSuchCall => true,
             Arg::OneOf(place, values) => {
                 at(place).is_some_and(|value| values.contains(&low(value, 0xffff_ffff)))
             }

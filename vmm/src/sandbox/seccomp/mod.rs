@@ -35,10 +35,6 @@ mod filters {
         }
     }
 
-    pub(super) fn no_clone3() -> &'static [Instruction] {
-        &NO_CLONE3
-    }
-
     pub(super) fn names() -> &'static str {
         NAMES
     }
@@ -64,7 +60,6 @@ impl Seccomp {
         }
         if kind == Kind::Process {
             trap::install_handler()?;
-            install(filters::no_clone3())?;
         }
         install(filters::of(kind))
     }

@@ -60,6 +60,8 @@ pub enum Arg {
     Ioctl(&'static [u32]),
     /// The first argument is this process, the one at place 2 one of these signals.
     OwnThread(&'static [u32]),
+    /// Whatever it is, the answer is that there is no such call (ENOSYS), for there is another way.
+    NoSuchCall,
 }
 
 /// A system call that is allowed.
@@ -231,8 +233,8 @@ const START: &[Rule] = &[
     any(libc::SYS_epoll_create1),
     any(libc::SYS_eventfd2),
     any(libc::SYS_signalfd4),
-    // Refused by a filter of its own, with ENOSYS: its flags lie in memory, where no filter can look.
-    any(libc::SYS_clone3),
+    // Its flags lie in memory, where no filter can look; the C library then falls back to clone.
+    when(libc::SYS_clone3, Arg::NoSuchCall),
     when(libc::SYS_clone, Arg::OneOf(0, &[THREAD_OF_GLIBC])),
     Rule { call: libc::SYS_clone, arg: Arg::OneOf(0, &[THREAD_OF_MUSL]), rarely: Some("a build with musl") },
     any(libc::SYS_set_robust_list),
