@@ -3,7 +3,8 @@
 //! Without std's own start: it reads `/proc/self/maps` to find its stack and gives every thread a page to report an
 //! overflow from, a sixth of all that runs between the process's start and the first answer of its API. What else it
 //! does is done here: standard descriptors are there, SIGPIPE ends nothing. An overflow still hits a guard page.
-#![no_main]
+#![cfg_attr(not(test), no_main)]
+#![cfg_attr(test, allow(dead_code, unused_imports))] // a test harness brings a main of its own
 
 use std::ffi::c_int;
 use std::io::Write;
@@ -40,6 +41,7 @@ fn failure(status: u8, context: &str) -> impl FnOnce(&dyn std::fmt::Display) -> 
 
 // SAFETY: no other symbol of this program has that name, and the C library calls it as it is declared here: it passes
 // arguments that the callee may leave alone, which std has already taken note of.
+#[cfg(not(test))]
 #[unsafe(no_mangle)]
 extern "C" fn main() -> c_int {
     c_int::from(start())
