@@ -2,12 +2,11 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::{MsgFlags, send};
 
 /// Opens a file, or a FIFO whether anybody reads it or not, for appending; creates it if it isn't there.
 ///
@@ -28,9 +27,8 @@ pub(crate) fn open_nonblocking(path: &Path) -> io::Result<File> {
 pub(crate) enum Output {
     /// A descriptor that does not block: it was opened so, or is a regular file.
     File(File),
-    /// A socket: told with each write not to block.
-    Socket(OwnedFd),
-    /// A descriptor shared with others, which may block: asked before each write whether it has room.
+    /// A descriptor shared with others, which may block: asked before each write whether it has room. Every thread logs,
+    /// and none but the API's may use a call that is for sockets only.
     Shared(File),
 }
 
@@ -40,7 +38,8 @@ impl Output {
         let own = File::from(io::stdout().as_fd().try_clone_to_owned()?);
         let kind = own.metadata()?.file_type();
         if kind.is_socket() {
-            return Ok(Self::Socket(own.into()));
+            // Nothing can open it once more.
+            return Ok(Self::Shared(own));
         }
         if kind.is_fifo() || kind.is_char_device() {
             let mut options = OpenOptions::new();
@@ -61,15 +60,13 @@ impl Write for Output {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match self {
             Self::File(file) => file.write(bytes),
-            Self::Socket(socket) => {
-                Ok(send(socket.as_raw_fd(), bytes, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL)?)
-            }
             Self::Shared(file) => {
                 let mut fds = [PollFd::new(file.as_fd(), PollFlags::POLLOUT)];
                 if poll(&mut fds, PollTimeout::ZERO)? == 0 {
                     return Err(io::ErrorKind::WouldBlock.into());
                 }
-                // A pipe that says so has room for this much (pipe(7)), unless another writer comes first.
+                // A pipe that says so has room for this much (pipe(7)), unless another writer comes first. So has a socket
+                // whose buffer is not the smallest that there is: it says so while most of that is free.
                 file.write(&bytes[..bytes.len().min(libc::PIPE_BUF)])
             }
         }
@@ -84,7 +81,6 @@ impl AsFd for Output {
     fn as_fd(&self) -> BorrowedFd<'_> {
         match self {
             Self::File(file) => file.as_fd(),
-            Self::Socket(socket) => socket.as_fd(),
             Self::Shared(file) => file.as_fd(),
         }
     }

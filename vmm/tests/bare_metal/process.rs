@@ -1,13 +1,16 @@
 //! The process: signals, its socket, its command line, its configuration file, the images it holds.
 
 use std::fs;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use serde_json::json;
 
-use super::common::{PATIENCE, Setup, Vm, mode, run, zeros};
+use super::common::{Captured, Guard, PATIENCE, Setup, Vm, mode, run, vmm, zeros};
 use super::{boot, guest, kvm};
 
 #[test]
@@ -194,4 +197,31 @@ fn a_configuration_file_starts_the_guest_with_or_without_api() {
     vm.prints("bare-metal guest\n");
     assert_eq!(vm.get("/")["state"], "Running");
     assert_eq!(vm.events()[0]["event"], "started");
+}
+
+/// A VMM without an API whose guest reads and writes a disk, as `read_only` says; what is logged goes to standard output.
+fn with_disk(dir: &Path, read_only: bool) -> Command {
+    let file = dir.join("config.json");
+    let disk = zeros(&dir.join("disk"), 4096);
+    let drive =
+        json!({"drive_id": "d", "path_on_host": disk, "is_root_device": false, "is_read_only": read_only});
+    let source = json!({"kernel_image_path": guest(), "boot_args": "do=blk"});
+    fs::write(&file, json!({"boot-source": source, "drives": [drive]}).to_string()).unwrap();
+    let mut command = Command::new(vmm());
+    command.args(["--no-api", "--config-file"]).arg(&file).stdin(Stdio::null());
+    command
+}
+
+#[test]
+fn every_thread_may_log_to_a_standard_output_that_is_a_socket() {
+    if !kvm() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    // It is the disk's thread that has something to say: the guest may not write.
+    let mut child = Guard(with_disk(dir.path(), true).stdout(OwnedFd::from(theirs)).spawn().unwrap());
+    let said = Captured::of(ours).whole();
+    assert_eq!(child.0.wait().unwrap().code(), Some(0), "{said}");
+    assert!(said.contains("d: request refused") && said.contains("reason reboot"), "{said}");
 }

@@ -218,7 +218,6 @@ const DRIVER: &[Rule] = &[
         rarely: Some("standard input that is a terminal, given back as it was"),
     },
     rare(libc::SYS_getpgrp, "standard input that is a terminal"),
-    rare(libc::SYS_sendto, "standard output that is a socket"),
     rare(libc::SYS_getrandom, "the seed of a hash map"),
 ];
 
