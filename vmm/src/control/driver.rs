@@ -153,8 +153,9 @@ const TOKEN_STDIN: u64 = 3;
 const TOKEN_STDOUT: u64 = 4;
 const TOKEN_CONSOLE: u64 = 5;
 
-/// Blocks the signals that the driver takes, in this thread and all it starts, and SIGPIPE, which nobody takes: a reader
-/// that has gone is an error of the write. To be called before any thread is started.
+/// Blocks the signals that the driver takes, in this thread and all it starts, and SIGPIPE and SIGXFSZ, which nobody takes:
+/// a reader that has gone and a file that may not grow are errors of the write, which a guest can bring about. To be called
+/// before any thread is started.
 ///
 /// # Errors
 /// What the kernel said.
@@ -164,7 +165,7 @@ pub fn block_signals() -> io::Result<SigSet> {
         set.add(signal);
     }
     set.thread_block()?;
-    SigSet::from(Signal::SIGPIPE).thread_block()?;
+    SigSet::from_iter([Signal::SIGPIPE, Signal::SIGXFSZ]).thread_block()?;
     Ok(set)
 }
 

@@ -3,10 +3,12 @@
 use std::fs;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::Signal;
 use serde_json::json;
 
@@ -224,4 +226,23 @@ fn every_thread_may_log_to_a_standard_output_that_is_a_socket() {
     let said = Captured::of(ours).whole();
     assert_eq!(child.0.wait().unwrap().code(), Some(0), "{said}");
     assert!(said.contains("d: request refused") && said.contains("reason reboot"), "{said}");
+}
+
+#[test]
+fn a_guest_that_writes_beyond_the_largest_file_allowed_gets_an_error_and_goes_on() {
+    if !kvm() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let mut command = with_disk(dir.path(), false);
+    // In the middle of the sector that the guest writes, and then at its start.
+    for limit in [600, 512] {
+        let set = move || Ok(setrlimit(Resource::RLIMIT_FSIZE, limit, limit)?);
+        // SAFETY: a child may make that system call before it executes something.
+        unsafe { command.pre_exec(set) };
+        let output = command.output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert_eq!(output.status.code(), Some(0), "{}: {said}", output.status);
+        assert!(said.contains("d: write at byte 512 failed: File too large"), "{said}");
+    }
 }
