@@ -6,9 +6,9 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
-use crate::sandbox::descriptors::inherited;
+use crate::sandbox::descriptors::{copy, inherited};
 
 /// What a request says where it could say a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,7 +62,8 @@ impl Received {
                 let why =
                     || format!("{name}: this request brought {count} descriptors, each to be used once");
                 let fd = taken.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, why()))?;
-                Ok(Some(fd.into()))
+                // As a descriptor of ours: it came as one that an inherited one can't be told from.
+                Ok(Some(copy(fd.as_raw_fd())?.into()))
             }
         }
     }
@@ -71,7 +72,6 @@ impl Received {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::fd::AsRawFd;
 
     #[test]
     fn descriptors_are_told_from_paths() {
@@ -94,8 +94,22 @@ mod tests {
             let error = received.open(name).unwrap_err().to_string();
             assert_eq!(error, format!("{name}: this request brought 1 descriptors, each to be used once"));
         }
+        // What survives an execve, as whatever is inherited has.
+        nix::fcntl::fcntl(&file, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::empty())).unwrap();
         assert!(received.open(&format!("fd:{}", file.as_raw_fd())).unwrap().is_some());
         assert!(file.metadata().is_ok());
         assert_eq!(received.open("fd:9999").unwrap_err().raw_os_error(), Some(libc::EBADF));
+    }
+
+    #[test]
+    fn a_descriptor_that_this_process_opened_itself_was_not_inherited() {
+        // Of an image, say, which its number would give to a second drive past the first one's lock.
+        let file = tempfile::tempfile().unwrap();
+        let mut received = Received::from(vec![nix::unistd::dup(&file).unwrap()]);
+        let taken = received.open("received:0").unwrap().unwrap();
+        for own in [file, taken] {
+            let error = received.open(&format!("fd:{}", own.as_raw_fd())).unwrap_err();
+            assert_eq!(error.raw_os_error(), Some(libc::EBADF));
+        }
     }
 }

@@ -136,11 +136,25 @@ pub fn open_path(path: &std::path::Path) -> io::Result<OwnedFd> {
     Ok(nix::fcntl::open(path, OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK, Mode::empty())?)
 }
 
-/// A descriptor of our own for the file that this process has open as `fd`, which stays open.
+/// A descriptor of our own for the file that this process has inherited as `fd`, which stays open.
 ///
 /// # Errors
-/// EBADF if there is none.
+/// EBADF if there is none. What this process opened itself, which no `execve` would leave open, is none: by its number an
+/// image would become a second drive, past the lock of the first, and the log a disk.
 pub fn inherited(fd: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: fcntl checks the number; F_GETFD changes nothing.
+    let flags = unsafe { libc::fcntl(fd, libc::F_GETFD) };
+    if flags >= 0 && flags & libc::FD_CLOEXEC != 0 {
+        return Err(io::Error::from_raw_os_error(libc::EBADF));
+    }
+    copy(fd)
+}
+
+/// Another descriptor, of our own, for the file that is open as `fd`.
+///
+/// # Errors
+/// EBADF if none is.
+pub fn copy(fd: RawFd) -> io::Result<OwnedFd> {
     // SAFETY: fcntl checks the number; nothing is assumed of it.
     let own = unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 3) };
     if own < 0 {

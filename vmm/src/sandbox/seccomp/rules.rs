@@ -208,7 +208,7 @@ const DRIVER: &[Rule] = &[
     Rule {
         call: libc::SYS_fcntl,
         arg: Arg::OneOf(1, &[libc::F_DUPFD_CLOEXEC as u32]),
-        rarely: Some("an image that is handed over as an inherited descriptor"),
+        rarely: Some("an image that is handed over"),
     },
     Rule { call: libc::SYS_tgkill, arg: Arg::OwnThread(TO_OWN_THREADS), rarely: None },
     when(libc::SYS_ioctl, Arg::Ioctl(&[KVM_IRQ_LINE, KVM_SIGNAL_MSI, TIOCGPGRP])),
