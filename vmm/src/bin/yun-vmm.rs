@@ -93,7 +93,7 @@ fn run(args: Args) -> Result<u8, Failure> {
         }
     }
     vmm::sandbox::harden::harden().map_err(host)?;
-    if !vmm::sandbox::landlock::restrict().map_err(|e| failure(FAILED, "")(&e))? {
+    if !vmm::sandbox::landlock::restrict().map_err(|e| failure(FAILED, "Landlock: ")(&e))? {
         log::info!("this kernel has no Landlock");
     }
     // Before any thread: they inherit which signals are blocked, and the first filter.

@@ -2,23 +2,12 @@
 //! another process, taken away on top of everything else, where the kernel has it.
 
 use landlock::{
-    ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset,
-    RulesetAttr, RulesetCreatedAttr, RulesetError, RulesetStatus, Scope,
+    ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, Ruleset, RulesetAttr, RulesetError,
+    RulesetStatus, Scope,
 };
 
 /// The newest version this was written for; of an older one the kernel is asked for what it has.
 const NEWEST: ABI = ABI::V6;
-
-/// Why the process could not be restricted.
-#[derive(Debug, thiserror::Error)]
-pub enum LandlockError {
-    /// The file system's top can't be opened.
-    #[error("Landlock: {0}")]
-    Root(#[from] landlock::PathFdError),
-    /// The kernel has it, and refuses.
-    #[error("Landlock: {0}")]
-    Ruleset(#[from] RulesetError),
-}
 
 /// What a running VMM does with files: opens images, its log and metrics, and its socket's file.
 fn needed() -> BitFlags<AccessFs> {
@@ -33,18 +22,18 @@ fn needed() -> BitFlags<AccessFs> {
         | AccessFs::IoctlDev
 }
 
-/// Takes from this thread and all it will start: executing, directories, links, device nodes and FIFOs, TCP,
-/// abstract Unix sockets and signals of other processes, and tracing them. Whether the kernel has (some of) that.
+/// Takes from this thread and all it will start: executing, directories, links, device nodes and FIFOs, TCP, abstract Unix
+/// sockets and signals of other processes, and tracing them. Whether the kernel has (some of) that.
 ///
 /// # Errors
-/// [`LandlockError`]; then nothing was taken.
-pub fn restrict() -> Result<bool, LandlockError> {
+/// If the kernel has it and refuses; then nothing was taken.
+pub fn restrict() -> Result<bool, RulesetError> {
+    // What a ruleset handles is denied where no rule allows it, and there are no rules. The rest stays as it is.
     let ruleset = Ruleset::default()
         .set_compatibility(CompatLevel::BestEffort)
-        .handle_access(AccessFs::from_all(NEWEST))?
+        .handle_access(AccessFs::from_all(NEWEST) & !needed())?
         .handle_access(AccessNet::from_all(NEWEST))?
         .scope(Scope::from_all(NEWEST))?
-        .create()?
-        .add_rule(PathBeneath::new(PathFd::new("/")?, needed()))?;
+        .create()?;
     Ok(ruleset.restrict_self()?.ruleset != RulesetStatus::NotEnforced)
 }
