@@ -99,6 +99,23 @@ impl Kind {
         }
     }
 
+    /// Refuses what `stat` says is at `path` unless it is of this kind, and has this name alone.
+    ///
+    /// # Errors
+    /// [`PathError::Link`], [`PathError::WrongKind`] and [`PathError::HardLinked`].
+    pub fn check(self, stat: &FileStat, path: PathBuf) -> Result<(), PathError> {
+        if stat.st_mode & libc::S_IFMT == libc::S_IFLNK {
+            return Err(PathError::Link(path));
+        }
+        if !self.is(stat) {
+            return Err(PathError::WrongKind { path, expected: self });
+        }
+        if self != Kind::Directory && stat.st_nlink != 1 {
+            return Err(PathError::HardLinked { path, links: stat.st_nlink });
+        }
+        Ok(())
+    }
+
     fn name(self) -> String {
         match self {
             Self::Directory => "a directory".to_owned(),
@@ -234,17 +251,7 @@ impl Dir {
     pub fn is_free(&self, below: impl AsRef<Path>, or_is: Kind) -> Result<bool, PathError> {
         let below = below.as_ref();
         let Some(stat) = self.look(below)? else { return Ok(true) };
-        let path = self.path.join(below);
-        if stat.st_mode & libc::S_IFMT == libc::S_IFLNK {
-            return Err(PathError::Link(path));
-        }
-        if !or_is.is(&stat) {
-            return Err(PathError::WrongKind { path, expected: or_is });
-        }
-        if or_is != Kind::Directory && stat.st_nlink != 1 {
-            return Err(PathError::HardLinked { path, links: stat.st_nlink });
-        }
-        Ok(false)
+        or_is.check(&stat, self.path.join(below)).map(|()| false)
     }
 
     /// Removes the file, device or socket `below` this directory if it is one of that kind.

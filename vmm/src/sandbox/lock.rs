@@ -182,17 +182,21 @@ impl Lock {
     }
 
     fn take_within(dir: &Dir, patience: Duration) -> Result<Self, LockError> {
+        dir.is_free(NAME, Kind::File)?;
+        let mode = Mode::S_IRUSR | Mode::S_IWUSR;
+        // Whose directory this is may put something else there meanwhile, such as a FIFO, which must not be waited for.
+        let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_NONBLOCK;
+        match dir.open_file(NAME, flags, mode) {
+            Err(error) if error.errno() == Some(Errno::ENOENT) => Err(LockError::Gone(dir.path().to_owned())),
+            other => Self::hold(dir, other?, patience),
+        }
+    }
+
+    /// Takes the lock that `file` is, opened in `dir`.
+    fn hold(dir: &Dir, mut file: File, patience: Duration) -> Result<Self, LockError> {
         const PAUSE: Duration = Duration::from_millis(5);
         let path = dir.path().join(NAME);
         let host = |source| LockError::Host { path: path.clone(), source };
-        dir.is_free(NAME, Kind::File)?;
-        let mode = Mode::S_IRUSR | Mode::S_IWUSR;
-        let mut file = match dir.open_file(NAME, OFlag::O_RDWR | OFlag::O_CREAT, mode) {
-            Err(error) if error.errno() == Some(Errno::ENOENT) => {
-                return Err(LockError::Gone(dir.path().to_owned()));
-            }
-            other => other?,
-        };
         let (began, deadline) = (Instant::now(), Instant::now() + patience);
         loop {
             let taken = match file.try_lock() {
@@ -206,9 +210,13 @@ impl Lock {
                 return Err(LockError::Live { path: dir.path().to_owned(), pid: process.pid });
             }
             if alive.is_none() && taken {
-                // The janitor before us may have removed the file after we opened it.
+                // The janitor before us may have removed the file after we opened it, and who can write to the directory
+                // may have put a second name of some precious file there: what is written to has no other name.
                 return match dir.look(NAME)? {
-                    Some(stat) if is_same(&file, stat.st_dev, stat.st_ino) => Ok(Self { file, path, before }),
+                    Some(stat) if is_same(&file, stat.st_dev, stat.st_ino) => {
+                        Kind::File.check(&stat, path.clone())?;
+                        Ok(Self { file, path, before })
+                    }
                     _ => Err(LockError::Gone(dir.path().to_owned())),
                 };
             }
@@ -345,6 +353,24 @@ mod tests {
         fs::hard_link(&precious, temporary.path().join(NAME)).unwrap();
         assert!(matches!(Lock::take(&dir), Err(LockError::Path(PathError::HardLinked { links: 2, .. }))));
         assert_eq!(fs::read_to_string(&precious).unwrap(), "precious");
+    }
+
+    #[test]
+    fn another_file_put_in_the_locks_place_before_it_was_opened_is_refused() {
+        let (temporary, dir) = rig();
+        let path = temporary.path().join(NAME);
+        let precious = temporary.path().join("precious");
+        fs::write(&precious, "precious").unwrap();
+        fs::hard_link(&precious, &path).unwrap();
+        let opened = File::options().read(true).write(true).open(&path).unwrap();
+        let error = Lock::hold(&dir, opened, Duration::ZERO).unwrap_err();
+        assert!(matches!(error, LockError::Path(PathError::HardLinked { links: 2, .. })), "{error}");
+        assert_eq!(fs::read_to_string(&precious).unwrap(), "precious");
+        fs::remove_file(&path).unwrap();
+        nix::unistd::mkfifo(&path, Mode::S_IRWXU).unwrap();
+        let flags = OFlag::O_RDWR | OFlag::O_NONBLOCK;
+        let opened = dir.open_file(NAME, flags, Mode::empty()).unwrap();
+        assert!(Lock::hold(&dir, opened, Duration::ZERO).is_err());
     }
 
     #[test]
