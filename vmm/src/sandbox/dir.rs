@@ -203,7 +203,7 @@ impl Dir {
         &self,
         below: impl AsRef<Path>,
         (major, minor): (u32, u32),
-        (uid, gid): (Uid, Gid),
+        owner: (Uid, Gid),
     ) -> Result<(), PathError> {
         let below = below.as_ref();
         let (parent, name) = self.parent_of(below)?;
@@ -211,8 +211,24 @@ impl Dir {
         let device = makedev(u64::from(major), u64::from(minor));
         mknodat(parent.as_fd(), name, SFlag::S_IFCHR, mode, device)
             .map_err(|error| self.failed("make the device", below, error))?;
-        fchownat(parent.as_fd(), name, Some(uid), Some(gid), AtFlags::AT_SYMLINK_NOFOLLOW)
-            .map_err(|error| self.failed("give away the device", below, error))
+        self.give_device(below, (major, minor), owner)
+    }
+
+    /// Gives the device `below` this directory to `owner`, if it is that one.
+    fn give_device(
+        &self,
+        below: &Path,
+        (major, minor): (u32, u32),
+        (uid, gid): (Uid, Gid),
+    ) -> Result<(), PathError> {
+        // By descriptor: whose directory this is may put a file there meanwhile that is not to be its own.
+        let doing = "give away the device";
+        let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW;
+        let node = self.resolve(doing, below, flags, Mode::empty())?;
+        let stat = fstat(&node).map_err(|error| self.failed(doing, below, error))?;
+        Kind::Device(major, minor).check(&stat, self.path.join(below))?;
+        fchownat(&node, "", Some(uid), Some(gid), AtFlags::AT_EMPTY_PATH)
+            .map_err(|error| self.failed(doing, below, error))
     }
 
     /// Gives `from` a second name `to`, which must be free.
@@ -468,6 +484,17 @@ mod tests {
         assert!(error.ends_with("file is refused: it has 2 hard links, 1 is accepted"), "{error}");
         dir.remove("file", Kind::Socket).unwrap();
         assert!(temporary.path().join("file").exists(), "only what is of the kind is removed");
+    }
+
+    #[test]
+    fn what_was_put_in_a_devices_place_is_not_given_away() {
+        let (temporary, dir) = rig();
+        let owner = (Uid::current(), Gid::current());
+        fs::write(temporary.path().join("file"), "precious").unwrap();
+        symlink("file", temporary.path().join("link")).unwrap();
+        for name in ["file", "link"] {
+            assert!(dir.give_device(Path::new(name), (10, 232), owner).is_err(), "{name}");
+        }
     }
 
     #[test]
