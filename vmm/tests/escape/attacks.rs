@@ -170,6 +170,7 @@ attacks! {
     memory_made_code = make_executable;
     a_namespace_left = |_| call!(SYS_setns, 0, 0);
     a_namespace_entered = |_| call!(SYS_unshare, libc::CLONE_NEWUSER);
+    refusals_without_an_end [Process] = |_| call!(SYS_rt_sigaction, libc::SIGSYS, 0, 0, 8);
     // Privileges.
     root = |_| call!(SYS_setuid, 0);
     roots_group = |_| call!(SYS_setresgid, 0, 0, 0);

@@ -139,7 +139,8 @@ pub const EVERY_THREAD: &[Rule] = &[
     Rule { call: libc::SYS_tgkill, arg: Arg::OwnThread(TO_OWN_THREADS), rarely: Some(PANIC) },
     rare(libc::SYS_gettid, PANIC),
     rare(libc::SYS_getpid, PANIC),
-    rare(libc::SYS_rt_sigaction, PANIC),
+    // Not that of SIGSYS: a refused call ends the process.
+    Rule { call: libc::SYS_rt_sigaction, arg: Arg::OneOf(0, TO_OWN_THREADS), rarely: Some(PANIC) },
     rare(libc::SYS_writev, PANIC),
     Rule {
         call: libc::SYS_fcntl,
