@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::os::unix::process::CommandExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -12,7 +12,7 @@ use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::Signal;
 use serde_json::json;
 
-use super::common::{Captured, Guard, PATIENCE, Setup, Vm, mode, run, vmm, zeros};
+use super::common::{Captured, Guard, PATIENCE, Setup, Vm, eventually, http, mode, run, vmm, zeros};
 use super::{boot, guest, kvm};
 
 #[test]
@@ -245,4 +245,26 @@ fn a_guest_that_writes_beyond_the_largest_file_allowed_gets_an_error_and_goes_on
         assert_eq!(output.status.code(), Some(0), "{}: {said}", output.status);
         assert!(said.contains("d: write at byte 512 failed: File too large"), "{said}");
     }
+}
+
+#[test]
+fn a_process_that_gets_no_memory_aborts_also_if_its_environment_asks_for_backtraces() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("api.sock");
+    let mut command = Command::new(vmm());
+    command.arg("--api-sock").arg(&socket).env("RUST_BACKTRACE", "full").env("RUST_LIB_BACKTRACE", "1");
+    let mut child = Guard(command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap());
+    let said = Captured::of(child.0.stdout.take().unwrap());
+    eventually("the API's socket", || socket.exists().then_some(()));
+    let none = libc::rlimit { rlim_cur: 4096, rlim_max: 4096 };
+    let pid = i32::try_from(child.0.id()).unwrap();
+    for resource in [libc::RLIMIT_AS, libc::RLIMIT_DATA] {
+        // SAFETY: the limit outlives the call, which writes none back.
+        assert_eq!(unsafe { libc::prlimit(pid, resource, &raw const none, std::ptr::null_mut()) }, 0);
+    }
+    // More than what the heap has in reserve.
+    let _connections: Vec<_> =
+        (0..10).filter_map(|_| http::open(&socket, "PUT", "/drives/d", &"[".repeat(51_000)).ok()).collect();
+    let status = child.0.wait().unwrap();
+    assert_eq!(status.signal(), Some(libc::SIGABRT), "{status}: {}", said.whole());
 }
