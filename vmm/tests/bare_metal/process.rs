@@ -1,7 +1,7 @@
 //! The process: signals, its socket, its command line, its configuration file, the images it holds.
 
 use std::fs;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
@@ -9,7 +9,9 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::sys::resource::{Resource, setrlimit};
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
+use nix::sys::socket::{MsgFlags, send};
+use nix::unistd::Pid;
 use serde_json::json;
 
 use super::common::{Captured, Guard, PATIENCE, Setup, Vm, eventually, http, mode, run, vmm, zeros};
@@ -267,4 +269,21 @@ fn a_process_that_gets_no_memory_aborts_also_if_its_environment_asks_for_backtra
         (0..10).filter_map(|_| http::open(&socket, "PUT", "/drives/d", &"[".repeat(51_000)).ok()).collect();
     let status = child.0.wait().unwrap();
     assert_eq!(status.signal(), Some(libc::SIGABRT), "{status}: {}", said.whole());
+}
+
+#[test]
+fn a_refused_call_ends_the_process_also_if_nobody_reads_the_log() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("api.sock");
+    let (_unread, theirs) = UnixStream::pair().unwrap();
+    let filler = theirs.try_clone().unwrap();
+    let mut command = Command::new(vmm());
+    command.arg("--api-sock").arg(&socket).stdout(OwnedFd::from(theirs));
+    let mut child = Guard(command.spawn().unwrap());
+    eventually("the API's socket", || socket.exists().then_some(()));
+    while send(filler.as_raw_fd(), &[b'.'; 4096], MsgFlags::MSG_DONTWAIT).is_ok() {}
+    // What the kernel sends for one.
+    kill(Pid::from_raw(i32::try_from(child.0.id()).unwrap()), Signal::SIGSYS).unwrap();
+    let status = eventually("the end of the VMM", || child.0.try_wait().unwrap());
+    assert_eq!(status.code(), Some(148), "{status}");
 }
