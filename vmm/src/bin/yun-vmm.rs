@@ -99,15 +99,9 @@ fn run(args: Args) -> Result<u8, Failure> {
     // Before any thread: they inherit which signals are blocked, and the first filter.
     let signals = block_signals().map_err(host)?;
     args.seccomp.confine(Kind::Process).map_err(|e| failure(FAILED, "seccomp: ")(&e))?;
-    if args.seccomp == Seccomp::On {
-        // A backtrace reads files that a confined thread may not: its refusal would hide why the process aborts.
-        for name in ["RUST_BACKTRACE", "RUST_LIB_BACKTRACE"] {
-            // SAFETY: there is no other thread yet that could read the environment.
-            unsafe { std::env::remove_var(name) };
-        }
-    }
-    if args.seccomp == Seccomp::Off {
-        log::warn!("--no-seccomp: this process may make any system call");
+    match args.seccomp {
+        Seccomp::On => vmm::sandbox::harden::forget_backtraces(),
+        Seccomp::Off => log::warn!("--no-seccomp: this process may make any system call"),
     }
     let metrics = Metrics::new();
     let events = EventRing::new(EventRing::CAPACITY_DEFAULT);

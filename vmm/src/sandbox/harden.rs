@@ -43,3 +43,12 @@ pub fn own_cores() -> io::Result<()> {
     };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
+
+/// Has a panic print no backtrace, whatever the environment asks for: it reads files that a confined thread may not, and
+/// the refusal would hide why the process aborts. To be called before there is another thread.
+pub fn forget_backtraces() {
+    for name in ["RUST_BACKTRACE", "RUST_LIB_BACKTRACE"] {
+        // SAFETY: there is no other thread yet that could read the environment.
+        unsafe { std::env::remove_var(name) };
+    }
+}
