@@ -287,10 +287,11 @@ impl<'a> Jail<'a> {
     }
 
     fn undo(&self) {
-        self.tree.undo(None);
         if let Some(group) = &self.group {
             group.undo();
         }
+        // Last, for it has the lock.
+        self.tree.undo(None);
     }
 
     fn needs_child(&self) -> bool {

@@ -163,10 +163,10 @@ impl Work<'_> {
                     }
                 },
                 _ => {
-                    self.tree.undo(Some(self.pid.as_raw()));
                     if self.other {
                         self.undo_group();
                     }
+                    self.tree.undo(Some(self.pid.as_raw()));
                     let _ = self.link.write_all(&[DONE]);
                     self.wait();
                     self.undo_group();
@@ -175,8 +175,9 @@ impl Work<'_> {
             }
         }
         self.wait();
-        self.tree.undo(Some(self.pid.as_raw()));
+        // With the tree goes the lock: the next jail of this id has a cgroup of the same name.
         self.undo_group();
+        self.tree.undo(Some(self.pid.as_raw()));
     }
 
     fn undo_group(&self) {

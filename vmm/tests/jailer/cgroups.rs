@@ -2,10 +2,12 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
-use super::common::eventually;
+use super::common::{Guard, eventually};
 use super::{Setup, jails, skip};
 
 /// Where a hierarchy is mounted that `wanted` likes: it is shown file system type and options.
@@ -198,4 +200,31 @@ fn values_that_the_kernel_refuses_leave_nothing() {
     let (status, said) = Setup::new().with(&limit).fails();
     assert!(status == Some(1) && said.contains("can't limit no-file"), "{said}");
     vanishes(&group);
+}
+
+#[test]
+fn a_jail_stays_locked_until_its_cgroup_is_gone() {
+    if !jails() {
+        return;
+    }
+    let Some(mount) = mounted(|_, kind, _| kind == "cgroup2") else {
+        skip("YUN_REQUIRE_CGROUP2", "no cgroup hierarchy of version 2 is mounted; none was used");
+        return;
+    };
+    let parent = parent("locked");
+    let flags = ["--cgroup-version", "2", "--cgroup", "cgroup.max.descendants=0", "--parent-cgroup", &parent];
+    let mut jailed = Setup::new().with(&flags).start();
+    let group = mount.join(&parent).join("vm-1");
+    // Somebody is in it who does not leave with the VMM.
+    let mut guest = Guard(Command::new("cat").stdin(Stdio::piped()).spawn().unwrap());
+    fs::write(group.join("cgroup.procs"), guest.0.id().to_string()).unwrap();
+    jailed.signal(Signal::SIGKILL);
+    jailed.ends();
+    let lock = jailed.base.path().join("yun-vmm/vm-1/jail.lock");
+    std::thread::sleep(Duration::from_millis(300));
+    assert!(lock.exists(), "the next jail of this id would lose its cgroup to the janitor of this one");
+    drop(guest.0.stdin.take());
+    guest.0.wait().unwrap();
+    vanishes(&mount.join(&parent));
+    jailed.vanishes();
 }
