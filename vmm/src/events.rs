@@ -160,6 +160,21 @@ impl EventRing {
     }
 }
 
+impl EventRing {
+    /// Wakes this reader no more: it is gone.
+    pub fn forget(&self, reader: &Waker) {
+        self.lock().waiting.retain(|waker| !waker.will_wake(reader));
+    }
+}
+
+#[cfg(test)]
+impl EventRing {
+    /// How many readers are to be woken.
+    pub(crate) fn waiting(&self) -> usize {
+        self.lock().waiting.len()
+    }
+}
+
 /// Wakes the readers, after letting go of the lock.
 fn wake(mut inner: MutexGuard<'_, Inner>) {
     let waiting = std::mem::take(&mut inner.waiting);

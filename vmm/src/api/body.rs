@@ -5,7 +5,7 @@ use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 
 use hyper::body::{Body, Bytes, Frame, SizeHint};
 
@@ -30,6 +30,8 @@ impl ReplyBody {
 pub(super) struct EventStream {
     ring: Arc<EventRing>,
     seen: u64,
+    /// Who is to be woken when there are more.
+    waker: Option<Waker>,
     client: Rc<Exchange>,
     open: Rc<Cell<usize>>,
 }
@@ -39,13 +41,16 @@ impl EventStream {
     pub(super) fn new(ring: Arc<EventRing>, since: u64, client: Rc<Exchange>, open: Rc<Cell<usize>>) -> Self {
         let seen = ring.start(since);
         open.set(open.get() + 1);
-        Self { ring, seen, client, open }
+        Self { ring, seen, waker: None, client, open }
     }
 }
 
 impl Drop for EventStream {
     fn drop(&mut self) {
         self.open.set(self.open.get() - 1);
+        if let Some(waker) = &self.waker {
+            self.ring.forget(waker);
+        }
     }
 }
 
@@ -66,6 +71,7 @@ impl Body for ReplyBody {
                 }
                 Poll::Ready(Read::Closed) => None,
                 Poll::Pending => {
+                    stream.waker = Some(cx.waker().clone());
                     ready!(stream.client.poll_gone(cx));
                     Some(Err(io::ErrorKind::ConnectionAborted.into()))
                 }

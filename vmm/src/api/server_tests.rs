@@ -421,6 +421,26 @@ fn a_stream_whose_client_went_away_gives_its_place_back() {
     }
 }
 
+/// Waits until it is so.
+fn becomes(probe: impl Fn() -> bool) {
+    let begin = Instant::now();
+    while !probe() {
+        assert!(begin.elapsed() < Duration::from_secs(5));
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+#[test]
+fn a_stream_whose_client_went_away_leaves_nothing_that_waits_for_the_next_event() {
+    let rig = Rig::new();
+    for _ in 0..3 {
+        let client = stream(&rig, "/events");
+        becomes(|| rig.events.waiting() == 1);
+        drop(client);
+        becomes(|| rig.events.waiting() == 0);
+    }
+}
+
 /// Whether so many connections can be had at once.
 fn free(rig: &Rig, count: usize) -> bool {
     let mut clients: Vec<_> = (0..count).map(|_| BufReader::new(rig.connect())).collect();
