@@ -4,13 +4,13 @@ use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use hyper::rt::{Read, ReadBufCursor, Write};
-use nix::sys::socket::{MsgFlags, Shutdown, recv, shutdown};
+use nix::sys::socket::{Shutdown, shutdown};
 use tokio::io::Interest;
 use tokio::net::UnixStream;
 use tokio::time::{Instant, Sleep};
@@ -38,6 +38,8 @@ pub(super) enum Phase {
 pub(super) struct Exchange {
     stream: UnixStream,
     pub(super) phase: Cell<Phase>,
+    /// There are bytes that tokio does not know of.
+    unread: Cell<bool>,
     /// Open files that came with the request that is arriving.
     pub(super) received: RefCell<Vec<OwnedFd>>,
     /// When the request that is arriving has to be there.
@@ -52,6 +54,7 @@ impl Exchange {
         Rc::new(Self {
             stream,
             phase: Cell::new(Phase::Idle),
+            unread: Cell::new(false),
             received: RefCell::default(),
             due,
             fault: RefCell::new(None),
@@ -64,21 +67,26 @@ impl Exchange {
         self.due.set(Instant::now() + limit);
     }
 
-    /// Ready once the client has ended the connection, or its half of it. While there are bytes of it that nobody has
-    /// read it is not known, and `cx` is not woken.
+    /// Ready once the client has ended the connection, or its half of it, whatever it has said before that.
     pub(super) fn poll_gone(&self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
-            if ready!(self.stream.poll_read_ready(cx)).is_err() {
+            if ready!(self.stream.poll_read_ready(cx)).is_err() || self.is_ended() {
                 return Poll::Ready(());
             }
-            let peek =
-                || Ok(recv(self.stream.as_raw_fd(), &mut [0], MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT)?);
-            match self.stream.try_io(Interest::READABLE, peek) {
-                Ok(0) => return Poll::Ready(()),
-                Ok(_) => return Poll::Pending,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(_) => return Poll::Ready(()),
-            }
+            // Bytes, which are for later. To tokio there are none from here on, so that it waits for what comes after them.
+            self.unread.set(true);
+            let later = || Err::<(), _>(io::ErrorKind::WouldBlock.into());
+            let _ = self.stream.try_io(Interest::READABLE, later);
+        }
+    }
+
+    /// Whether the client has ended its half of the connection, by what the kernel last said of the socket.
+    fn is_ended(&self) -> bool {
+        let said = pin!(self.stream.ready(Interest::READABLE)).poll(&mut Context::from_waker(Waker::noop()));
+        match said {
+            Poll::Ready(Ok(ready)) => ready.is_read_closed(),
+            Poll::Ready(Err(_)) => true,
+            Poll::Pending => false,
         }
     }
 
@@ -153,6 +161,16 @@ impl Link {
     }
 
     fn poll_bytes(&self, cx: &mut Context<'_>, into: &mut [u8]) -> Poll<io::Result<usize>> {
+        if self.exchange.unread.take() {
+            match self.exchange.receive(into) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                result => {
+                    // Perhaps not all.
+                    self.exchange.unread.set(result.as_ref().is_ok_and(|count| *count > 0));
+                    return Poll::Ready(result);
+                }
+            }
+        }
         loop {
             ready!(self.exchange.stream.poll_read_ready(cx))?;
             let take = || self.exchange.receive(into);

@@ -441,6 +441,35 @@ fn a_stream_whose_client_went_away_leaves_nothing_that_waits_for_the_next_event(
     }
 }
 
+#[test]
+fn a_stream_whose_client_said_more_and_went_away_gives_its_place_back() {
+    let rig = Rig::new();
+    for _ in 0..10 {
+        let mut client = stream(&rig, "/events");
+        becomes(|| rig.events.waiting() > 0);
+        client.get_mut().write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
+        thread::sleep(Duration::from_millis(20)); // so that it is looked at before the end comes
+    }
+    becomes(|| free(&rig, 10));
+}
+
+#[test]
+fn a_request_behind_a_stream_is_answered_when_that_has_ended() {
+    let rig = Rig::new();
+    let mut client = stream(&rig, "/events");
+    becomes(|| rig.events.waiting() > 0);
+    client.get_mut().write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
+    thread::sleep(Duration::from_millis(20));
+    rig.events.close();
+    let mut line = String::new();
+    while line != "0\r\n" {
+        line.clear();
+        assert!(client.read_line(&mut line).unwrap() > 0, "the connection ended");
+    }
+    client.read_line(&mut line).unwrap();
+    assert!(answer(&mut client).starts_with("HTTP/1.1 200 "));
+}
+
 /// Whether so many connections can be had at once.
 fn free(rig: &Rig, count: usize) -> bool {
     let mut clients: Vec<_> = (0..count).map(|_| BufReader::new(rig.connect())).collect();
