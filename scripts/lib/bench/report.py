@@ -5,6 +5,8 @@ import json
 import statistics
 import sys
 
+from tables import number, show
+
 YUN = {"yun-mmio": "mmio", "yun-pci": "pci", "yun-jailed": "mmio"}
 # Without confinement: what the others lose by it may be 3%, or 300 KiB.
 BARE, LOSS, LOSS_KIB = "yun-bare", 0.03, 300
@@ -29,10 +31,6 @@ ROWS = [
     ("udp-out", "64-byte UDP from the guest", "/s", False, {"best": 1.0}),
     ("udp-in", "64-byte UDP to the guest", "/s", False, {"best": 1.0}),
 ]
-
-
-def number(value):
-    return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:.0f}"
 
 
 def table(record, best_of):
@@ -92,14 +90,7 @@ def main():
         with open(options.file, "w") as file:
             json.dump(record, file, indent=1)
     header, rows = table(record, options.best)
-    if options.markdown:
-        print("| " + " | ".join(header) + " |\n|" + "---|" * len(header))
-        for row in rows:
-            print("| " + " | ".join(row) + " |")
-    else:
-        widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
-        for row in [header, *rows]:
-            print("  ".join(cell.ljust(width) if column in (0, 1, len(widths) - 1) else cell.rjust(width) for column, (cell, width) in enumerate(zip(row, widths))).rstrip())
+    show(header, rows, options.markdown, words=(0, 1, len(header) - 1))
     spins = [sample["spin_ms"] for sample in record["samples"] if "spin_ms" in sample]
     failed = [sample for sample in record["samples"] if sample["case"] == "failed"]
     print(f"\n{record['rounds']} rounds in {record['seconds']} s, {record['cpus']} CPUs, kernel {record['kernel']}", end="")
