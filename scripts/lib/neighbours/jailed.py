@@ -1,6 +1,8 @@
 """A microVM in its jail, with limits; and the cgroups that it and others have."""
 
+import collections
 import os
+import re
 import subprocess
 import time
 
@@ -72,7 +74,7 @@ def prepare():
         offered = file.read().split()
     for place in (top, f"{top}/{PARENT}", f"{top}/{PARENT}/{ATTACKERS}"):
         with open(f"{place}/cgroup.subtree_control", "w") as control:
-            control.write(" ".join(f"+{name}" for name in ("cpu", "memory", "pids", "io") if name in offered))
+            control.write(" ".join(f"+{name}" for name in ("cpu", "cpuset", "memory", "pids", "io") if name in offered))
 
 
 class Jailed(vmm.Rest):
@@ -100,6 +102,12 @@ class Jailed(vmm.Rest):
 
     def size(self, name):
         return os.stat(f"{self.root}/{name}").st_size
+
+    def logged(self):
+        """What its log says most often, numbers aside."""
+        with open(f"{self.root}/log", errors="replace") as log:
+            texts = collections.Counter(re.sub(r"\d+", "N", line.partition("] ")[2])[:120].strip() for line in log)
+        return dict(texts.most_common(12))
 
     def launch(self):
         os.makedirs(self.root, exist_ok=True)

@@ -81,7 +81,7 @@ class Neighbours:
     def boot(self, name, memory_max_mib=MEMORY_MAX_MIB, extra=""):
         """A guest that waits for orders."""
         victim = name == "victim"
-        settings = [] if victim or not self.io else [self.io_max]
+        settings = self.options.victim if victim else [*([self.io_max] if self.io else []), *self.options.attacker]
         jailed = Jailed(self.place, name, VICTIM_UID if victim else ATTACKER_UID, 1 if victim else 2, VICTIM_CPUS if victim else ATTACKER_CPUS, MEMORY_MIB, memory_max_mib, settings, console=not victim)
         fetch = base64.b64encode(f"{guests.FETCH} {extra}".encode()).decode()
         try:
@@ -185,7 +185,7 @@ class Neighbours:
             if not self.attacker.lives():
                 raise RuntimeError("the attacker's VMM has ended")
             self.tell_attacker("stop")
-            return found
+            return {**found, "logged": self.attacker.logged()} if flood == "log" else found
         finally:
             for helper in helpers:
                 helper.kill()
@@ -282,7 +282,7 @@ class Neighbours:
     def save(self):
         record = {
             "kernel": os.uname().release, "cpus": os.cpu_count(), "rounds": self.options.rounds, "seconds": round(time.monotonic() - self.begin), "slices": {"reads": self.reads, "works": self.works, "seconds": SLICE_S, "left_out": GUARD_S},
-            "limits": {"victim_cpus": VICTIM_CPUS, "attacker_cpus": ATTACKER_CPUS, "host_cpus": HOST_CPUS, "memory_mib": MEMORY_MIB, "memory_max_mib": MEMORY_MAX_MIB, "io": self.io_max if self.io else None},
+            "limits": {"victim_cpus": VICTIM_CPUS, "attacker_cpus": ATTACKER_CPUS, "host_cpus": HOST_CPUS, "memory_mib": MEMORY_MIB, "memory_max_mib": MEMORY_MAX_MIB, "io": self.io_max if self.io else None, "victim": self.options.victim, "attacker": self.options.attacker},
             "samples": self.samples,
         }
         with open(self.options.out + ".part", "w") as out:
@@ -298,6 +298,8 @@ def main():
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--only", type=words, default=FLOODS)
     parser.add_argument("--quick", action="store_true")
+    for side in ("victim", "attacker"):
+        parser.add_argument(f"--{side}", action="append", default=[])
     options = parser.parse_args()
     options.rounds = options.rounds or (1 if options.quick else 5)
     for unknown in set(options.only) - set(FLOODS):
