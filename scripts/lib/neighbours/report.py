@@ -19,26 +19,27 @@ WITHIN = 0.20
 def table(record):
     """Header, rows, and by how much each flood misses the target."""
     good = [sample for sample in record["samples"] if "error" not in sample]
-    header = ["neighbour's flood", "reads", "p99 ms", "ratio", "of rounds", "p50", "CPU time", "ratio", "of rounds", "work", "its CPUs", "log KiB/s", "console KiB/s", "killed"]
+    header = ["neighbour's flood", "reads", "p99 ms", "ratio", "of rounds", "p50", "CPU time", "ratio", "of rounds", "work", "its CPUs", "uncharged", "log KiB/s", "console KiB/s", "killed"]
     rows, missed = [], []
     for flood, words in ORDER.items():
         samples = [sample for sample in good if sample["flood"] == flood]
         if not samples:
             continue
-        # Percentiles are of all reads of all rounds, each round having as many of both kinds.
+        # A percentile is of all reads of all rounds, a ratio the median of those of single rounds: rounds differ more than floods do.
         counts = {state: together([sample[state]["latencies"] for sample in samples]) for state in ("quiet", "loud")}
-        at = {percent: {state: percentile(counts[state], percent) for state in counts} for percent in (50, 99)}
         of_rounds = {
-            "p99": [percentile(sample["loud"]["latencies"], 99) / percentile(sample["quiet"]["latencies"], 99) for sample in samples],
+            **{f"p{percent}": [percentile(sample["loud"]["latencies"], percent) / percentile(sample["quiet"]["latencies"], percent) for sample in samples] for percent in (50, 99)},
             "cpu": [sample["loud"]["working"]["victim"] / sample["quiet"]["working"]["victim"] for sample in samples],
         }
         spread = lambda name: f"{min(of_rounds[name]):.2f}-{max(of_rounds[name]):.2f}"
         loud = lambda when, name: statistics.median(sample["loud"][when][name] for sample in samples)
-        late, less = at[99]["loud"] / at[99]["quiet"], statistics.median(of_rounds["cpu"])
+        elsewhere = lambda used: used["all"] - used["victim"] - used["attackers"]
+        uncharged = statistics.median(elsewhere(sample["loud"]["reading"]) - elsewhere(sample["quiet"]["reading"]) for sample in samples)
+        late, less = statistics.median(of_rounds["p99"]), statistics.median(of_rounds["cpu"])
         work = statistics.median(sample["loud"]["work"] / sample["quiet"]["work"] for sample in samples)
         rows.append([
-            words, str(sum(sum(of.values()) for of in counts.values())), number(at[99]["loud"]), f"{late:.2f}", spread("p99"), f"{at[50]['loud'] / at[50]['quiet']:.2f}", f"{loud('working', 'victim'):.2f}", f"{less:.2f}", spread("cpu"),
-            f"{work:.2f}", f"{loud('working', 'attackers'):.2f}", number(loud("reading", "log") / 1024), number(loud("reading", "console") / 1024), str(sum(sample["kills"] for sample in samples) or ""),
+            words, str(sum(sum(of.values()) for of in counts.values())), number(percentile(counts["loud"], 99)), f"{late:.2f}", spread("p99"), f"{statistics.median(of_rounds['p50']):.2f}", f"{loud('working', 'victim'):.2f}", f"{less:.2f}", spread("cpu"),
+            f"{work:.2f}", f"{loud('working', 'attackers'):.2f}", f"{uncharged:+.2f}", number(loud("reading", "log") / 1024), number(loud("reading", "console") / 1024), str(sum(sample["kills"] for sample in samples) or ""),
         ])
         if flood not in YARDSTICKS and (late > 1 + WITHIN or less < 1 - WITHIN):
             missed.append(f"{words}: p99 {(late - 1) * 100:+.0f}%, CPU time {(less - 1) * 100:+.0f}%")
