@@ -24,7 +24,7 @@ FLOODS = ["cpu", "memory", "oom", "disk", "net", "console", "log", "api"]
 VICTIM_UID, ATTACKER_UID = 20001, 20002
 # Of the host's CPUs: limits that fit on two, with a rest for the kernel's own threads and for who measures.
 VICTIM_CPUS, ATTACKER_CPUS, HOST_CPUS = 1.2, 0.5, 0.2
-MEMORY_MIB, MEMORY_MAX_MIB, OOM_MAX_MIB = 256, 384, 96
+MEMORY_MIB, MEMORY_MAX_MIB, OOM_MAX_MIB = 256, 384, 160
 DATA_MIB = 256
 TAPS = {"victim": ("yunvictim0", "06:00:ac:15:01:02"), "attacker": ("yunattack0", "06:00:ac:15:02:02")}
 
