@@ -176,8 +176,10 @@ class Bench:
                 else:
                     found.append((case, figure(case, output), {**beside, "output": output if self.options.verbose else ""}))
         except (RuntimeError, OSError, StopIteration, TypeError) as error:
-            self.samples.append({"round": round_, "vmm": kind.name, "case": "failed", "error": str(error) or repr(error)})
-            print(f"  {kind.name} failed: {str(error).splitlines()[0] if str(error) else repr(error)}")
+            first, *rest = (str(error) or repr(error)).splitlines()
+            first += peer.last_words()
+            self.samples.append({"round": round_, "vmm": kind.name, "case": "failed", "error": "\n".join([first, *rest])})
+            print(f"  {kind.name} failed: {first}")
         finally:
             peer.end()
             server.kill()

@@ -95,6 +95,14 @@ class Vmm:
     def watch(self):
         self.console = Console(self.process.stdout)
 
+    def last_words(self):
+        """Of a VMM that ended by itself: its status, and what it logged last."""
+        if self.process is None or self.process.poll() is None:
+            return ""
+        log = f"{self.work}/log"
+        lines = open(log, errors="replace").read().splitlines() if os.path.exists(log) else []
+        return f" (status {self.process.returncode}{': ' + lines[-1] if lines else ''})"
+
     def end(self):
         if self.process is None:
             return
