@@ -103,7 +103,8 @@ impl Logger {
     fn line(&self, state: &State, record: &Record<'_>) -> String {
         let thread = thread::current();
         let mut line = String::with_capacity(160);
-        let _ = write!(line, "{} [{}:{}", Utc::now(), self.id, thread.name().unwrap_or("-"));
+        // The first thread has no name where std did not start the program; all others have one.
+        let _ = write!(line, "{} [{}:{}", Utc::now(), self.id, thread.name().unwrap_or("main"));
         if state.show_level {
             let _ = write!(line, ":{}", level_name(record.level()));
         }
