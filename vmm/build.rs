@@ -1,5 +1,5 @@
-//! Compiles the allow-lists of `sandbox/seccomp/rules.rs` into BPF, so that a start neither does it nor carries what does:
-//! a filter is bytes of the program. Also writes the names of system calls, for the log.
+//! Compiles the allow-lists of `sandbox/seccomp/rules.rs` into BPF, so that a start neither does that nor carries what does:
+//! a filter is bytes of the program, which the kernel still translates. Also writes the names of system calls, for the log.
 //!
 //! A filter looks its call up in a binary tree. The kernel runs each new filter once for every call there is, to learn which
 //! it need not ask again, and those with arguments each time: a list would make that most of a start.
