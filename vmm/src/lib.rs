@@ -39,6 +39,7 @@
 //! `api::server` reads it within bounds, `api::route` makes it a command, `control::lifecycle::admit` says whether it is
 //! allowed now, the driver does it, and `api::reply` makes the answer. HTTP is never on the path of a block request.
 
+pub mod agent;
 pub mod api;
 pub mod arch;
 pub mod args;
