@@ -189,7 +189,12 @@ impl Server {
                 Poll::Pending => listener.poll_accept(cx).map(Ok),
             });
             match accepted.await {
-                Ok(Ok((stream, _))) => self.accept(stream),
+                Ok(Ok((stream, _))) => {
+                    if self.is_full() {
+                        self.reap().await;
+                    }
+                    self.accept(stream);
+                }
                 Ok(Err(error)) => {
                     log::warn!("The API can't accept a connection: {error}");
                     tokio::time::sleep(Duration::from_millis(50)).await; // out of descriptors: don't spin
@@ -208,6 +213,18 @@ impl Server {
         }
     }
 
+    fn is_full(&self) -> bool {
+        self.connections.get() >= self.services.limits.connections_max
+    }
+
+    /// Lets connections end whose clients are gone already. Under load, connections are accepted and answered for several
+    /// rounds before the kernel is asked which others were closed: one client after another would be turned away for
+    /// the places of their forerunners.
+    async fn reap(&self) {
+        tokio::time::sleep(Duration::from_millis(1)).await; // asks the kernel
+        tokio::task::yield_now().await; // those that were woken run before this
+    }
+
     /// Why a connection is turned away, if it is.
     fn turns_away(&self, stream: &UnixStream) -> Option<(StatusCode, String)> {
         let allowed = &self.services.peer_uids;
@@ -224,8 +241,7 @@ impl Server {
                 }
             }
         }
-        let full = self.connections.get() >= self.services.limits.connections_max;
-        full.then(|| (StatusCode::SERVICE_UNAVAILABLE, "Too many open connections".to_owned()))
+        self.is_full().then(|| (StatusCode::SERVICE_UNAVAILABLE, "Too many open connections".to_owned()))
     }
 
     fn accept(self: &Rc<Self>, stream: UnixStream) {

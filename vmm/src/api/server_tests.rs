@@ -283,6 +283,21 @@ fn the_eleventh_connection_is_turned_away_and_a_place_that_becomes_free_is_given
 }
 
 #[test]
+fn clients_that_come_after_others_have_gone_are_never_turned_away() {
+    let rig = Rig::new();
+    thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                for _ in 0..200 {
+                    let said = rig.ask("GET / HTTP/1.1\r\n\r\n");
+                    assert!(said.starts_with("HTTP/1.1 200"), "{said}");
+                }
+            });
+        }
+    });
+}
+
+#[test]
 fn a_request_that_does_not_arrive_in_time_is_dropped_and_an_idle_connection_is_not() {
     let rig = Rig::with(TIGHT);
     let mut idle = BufReader::new(rig.connect());
