@@ -47,7 +47,7 @@ Machine
                             memory taken by guests that touch little of it
 
 Log and metrics
-      --log-path PATH       File or FIFO for the log. Default: standard output
+      --log-path PATH       File or FIFO for the log; fd:N for an inherited one. Default: standard output
       --level LEVEL         Off, Error, Warning, Info (default), Debug or Trace
       --module PREFIX       Log only what comes from modules whose path begins with this
       --show-level          Name the level in each line of the log

@@ -244,6 +244,19 @@ mod tests {
     }
 
     #[test]
+    fn a_file_that_was_inherited_takes_the_log() {
+        let rig = Rig::new();
+        let file = fs::File::create(rig.path("lent")).unwrap();
+        let name = format!("fd:{}", std::os::fd::AsRawFd::as_raw_fd(&file));
+        let lent = spec::Logger { log_path: Some(name), ..spec::Logger::default() };
+        assert!(rig.logger.configure(&lent).is_err(), "opened by this process");
+        nix::fcntl::fcntl(&file, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::empty())).unwrap();
+        rig.configure(lent);
+        rig.log("m", "one");
+        assert_eq!(rig.lines("lent").len(), 1);
+    }
+
+    #[test]
     fn a_fifo_nobody_reads_blocks_nothing_and_what_it_does_not_take_is_counted() {
         let rig = Rig::new();
         nix::unistd::mkfifo(rig.path("fifo").as_str(), nix::sys::stat::Mode::S_IRWXU).unwrap();

@@ -8,6 +8,9 @@ use std::path::Path;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+use crate::host::lent::Named;
+use crate::sandbox::descriptors::inherited;
+
 /// Opens a file, or a FIFO whether anybody reads it or not, for appending; creates it if it isn't there.
 ///
 /// # Errors
@@ -50,9 +53,12 @@ impl Output {
         Ok(Self::File(own))
     }
 
-    /// A file or FIFO, appended to.
+    /// A file or FIFO, appended to; also one that was inherited (`fd:N`).
     pub(crate) fn file(path: &Path) -> io::Result<Self> {
-        open_nonblocking(path).map(Self::File)
+        match Named::parse(path.to_str().unwrap_or_default()) {
+            Named::Inherited(fd) => inherited(fd).map(|fd| Self::Shared(fd.into())),
+            _ => open_nonblocking(path).map(Self::File),
+        }
     }
 }
 
