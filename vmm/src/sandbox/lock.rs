@@ -66,10 +66,28 @@ impl Process {
         Ok(Self { boot: boot()?, pid, start: stat_of(pid)?.1 })
     }
 
+    /// One that was noted before.
+    #[must_use]
+    pub fn new(boot: String, pid: i32, start: u64) -> Self {
+        Self { boot, pid, start }
+    }
+
+    /// Which boot of the host it belongs to.
+    #[must_use]
+    pub fn boot(&self) -> &str {
+        &self.boot
+    }
+
     /// Its number.
     #[must_use]
     pub fn pid(&self) -> i32 {
         self.pid
+    }
+
+    /// Clock ticks from boot to its start.
+    #[must_use]
+    pub fn start(&self) -> u64 {
+        self.start
     }
 
     /// Whether it has not ended. One that nobody waited for yet has.
@@ -107,7 +125,8 @@ impl Ledger {
 
     /// Reads what an earlier holder wrote. What is not understood is as if it had not been written: a torn file costs an
     /// empty directory that stays, nothing more.
-    fn from_bytes(bytes: &[u8]) -> Self {
+    #[must_use]
+    pub fn from_bytes(bytes: &[u8]) -> Self {
         let mut ledger = Self::default();
         for line in bytes.split(|byte| *byte == b'\n') {
             if let Some(path) = line.strip_prefix(b"made ") {
