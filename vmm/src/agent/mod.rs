@@ -3,7 +3,12 @@
 pub mod api;
 pub mod clock;
 pub mod config;
+pub mod files;
+pub mod images;
 pub mod model;
+pub mod progress;
 pub mod records;
+pub mod seed;
 pub mod store;
 pub mod vms;
+pub mod volumes;
