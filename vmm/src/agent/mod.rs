@@ -3,9 +3,11 @@
 pub mod api;
 pub mod clock;
 pub mod config;
+pub mod events;
 pub mod files;
 pub mod images;
 pub mod model;
+pub mod operations;
 pub mod progress;
 pub mod records;
 pub mod seed;
