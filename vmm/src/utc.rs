@@ -18,6 +18,19 @@ impl Utc {
         Self { seconds: since.as_secs(), nanoseconds: since.subsec_nanos() }
     }
 
+    /// The point `ns` nanoseconds after the beginning of 1970.
+    pub fn from_nanos(ns: u64) -> Self {
+        let nanoseconds = u32::try_from(ns % 1_000_000_000).expect("less than 10^9");
+        Self { seconds: ns / 1_000_000_000, nanoseconds }
+    }
+
+    /// As RFC 3339, with milliseconds.
+    pub fn to_rfc_3339(self) -> String {
+        let text = self.to_string();
+        // Nanoseconds are nine digits after the point; nobody reads the last six.
+        format!("{}Z", text.get(..23).unwrap_or(&text))
+    }
+
     /// Milliseconds since 1970.
     pub fn as_millis(self) -> u64 {
         self.seconds * 1000 + u64::from(self.nanoseconds / 1_000_000)
@@ -63,6 +76,8 @@ mod tests {
         ] {
             assert_eq!(Utc { seconds, nanoseconds: 5 }.to_string(), shown);
         }
+        let last = "2554-07-21T23:34:33.709551615";
+        assert_eq!(Utc::from_nanos(u64::MAX).to_string(), last);
         assert!(Utc::now().as_millis() > 1_700_000_000_000);
     }
 }

@@ -14,3 +14,5 @@ pub mod seed;
 pub mod store;
 pub mod vms;
 pub mod volumes;
+pub mod audit;
+pub mod usage;
