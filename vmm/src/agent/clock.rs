@@ -11,9 +11,7 @@ use crate::utc::Utc;
 /// The present, as RFC 3339 with milliseconds.
 #[must_use]
 pub fn now() -> String {
-    let text = Utc::now().to_string();
-    // Nanoseconds are nine digits after the point; nobody reads the last six.
-    format!("{}Z", text.get(..23).unwrap_or(&text))
+    Utc::now().to_rfc_3339()
 }
 
 /// Time since the host's boot, suspended or not: it never goes back.

@@ -157,10 +157,8 @@ pub struct Runtime {
     pub failure: Option<String>,
     /// Starts by policy since it was last wanted otherwise.
     pub restarts: u64,
-    /// Time to live: seconds that were used up before this boot.
-    pub ttl_used_s: u64,
-    /// When the present boot's part of the time to live began, in seconds since boot, and which boot that is.
-    pub ttl_since: Option<(u64, String)>,
+    /// When it was first started, for its time to live.
+    pub first_start: Option<FirstStart>,
     /// Whether its vCPUs are to be taken as standing still.
     pub paused: bool,
     /// Whether this incarnation is to end and another to follow.
@@ -169,10 +167,47 @@ pub struct Runtime {
     pub kill: bool,
 }
 
+/// When a VM was first started since it was last wanted so.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FirstStart {
+    /// During which boot of the host.
+    pub boot: String,
+    /// Milliseconds since that boot.
+    pub since_boot_ms: u64,
+    /// Milliseconds since 1970, for another boot.
+    pub wall_ms: u64,
+}
+
+impl FirstStart {
+    /// Milliseconds since then. Within a boot the clock on the wall does not matter.
+    #[must_use]
+    pub fn elapsed_ms(&self, boot: &str, since_boot_ms: u64, wall_ms: u64) -> u64 {
+        if self.boot == boot {
+            since_boot_ms.saturating_sub(self.since_boot_ms)
+        } else {
+            // At least as long as the host runs.
+            wall_ms.saturating_sub(self.wall_ms).max(since_boot_ms)
+        }
+    }
+}
+
 impl VmRecord {
     /// Name of an incarnation, of its jail, and in its usage records.
     #[must_use]
     pub fn incarnation(&self, number: u64) -> String {
         format!("{}-{number}", self.id)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_that_is_set_back_makes_no_time_to_live_longer() {
+        let first = FirstStart { boot: "a".to_owned(), since_boot_ms: 1_000, wall_ms: 1_000_000 };
+        assert_eq!(first.elapsed_ms("a", 61_000, 5), 60_000);
+        assert_eq!(first.elapsed_ms("b", 10_000, 1_090_000), 90_000);
+        assert_eq!(first.elapsed_ms("b", 10_000, 5), 10_000);
     }
 }

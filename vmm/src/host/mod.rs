@@ -4,6 +4,7 @@
 pub mod console;
 pub mod disk;
 pub mod lent;
+pub mod peer;
 pub mod stdio;
 pub mod tap;
 

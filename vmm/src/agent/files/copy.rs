@@ -87,8 +87,14 @@ impl Copy<'_> {
             }
         }
         // What was a hole, or is one, may have been cut off.
-        let got = self.source.metadata().map_err(FileError::host("look at", self.source_path))?.len();
+        let got = self.source_len()?;
         if got < self.size { Err(self.shrunk(got)) } else { Ok(()) }
+    }
+
+    /// Bytes that the source has now.
+    fn source_len(&self) -> Result<u64, FileError> {
+        let metadata = self.source.metadata().map_err(FileError::host("look at", self.source_path));
+        metadata.map(|metadata| metadata.len())
     }
 
     /// What is at `offset`, and where that ends.
@@ -139,7 +145,7 @@ impl Copy<'_> {
             self.target.write_all_at(&buffer[..got], offset + done).map_err(self.growing())?;
             done += got as u64;
         }
-        if done > 0 { Ok(done) } else { Err(self.shrunk(offset)) }
+        if done > 0 { Ok(done) } else { Err(self.shrunk(self.source_len()?)) }
     }
 
     fn growing(&self) -> impl FnOnce(io::Error) -> FileError {

@@ -22,7 +22,38 @@ pub enum Use {
     Writing,
 }
 
-/// Takes the lock of `file`, which was opened for that use at `path`. Does not wait.
+/// A file that is locked until this is dropped. Closing it would not do: a child of this process that has been forked and not
+/// yet executed anything has a copy of the descriptor, and would keep the lock.
+#[derive(Debug)]
+pub struct Held(File);
+
+impl Held {
+    /// Takes the lock of `file` as [`take`] does.
+    ///
+    /// # Errors
+    /// As [`take`].
+    pub fn take(file: File, path: &Path, how: Use) -> Result<Self, FileError> {
+        take(&file, path, how)?;
+        Ok(Self(file))
+    }
+
+    /// The file.
+    #[must_use]
+    pub fn file(&self) -> &File {
+        &self.0
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if let Err(errno) = set(&self.0, libc::F_UNLCK) {
+            log::warn!("can't unlock a file: {errno}");
+        }
+    }
+}
+
+/// Takes the lock of `file`, which was opened for that use at `path`. Does not wait. It lives as long as the open file
+/// description: this is for one that is handed over.
 ///
 /// # Errors
 /// [`FileError::InUse`] if somebody uses it in a way that this excludes; [`FileError::Host`].
@@ -31,11 +62,8 @@ pub fn take(file: &File, path: &Path, how: Use) -> Result<(), FileError> {
         Use::Reading => libc::F_RDLCK,
         Use::Writing => libc::F_WRLCK,
     };
-    // Zeros are the whole file, and no process (fcntl(2)).
-    let l_type = i16::try_from(kind).map_err(|_| FileError::host("lock", path)(Errno::EINVAL.into()))?;
-    let flock = libc::flock { l_type, l_whence: 0, l_start: 0, l_len: 0, l_pid: 0 };
-    match fcntl(file, FcntlArg::F_OFD_SETLK(&flock)) {
-        Ok(_) => Ok(()),
+    match set(file, kind) {
+        Ok(()) => Ok(()),
         Err(Errno::EAGAIN | Errno::EACCES) => {
             let (wanted, needs) = match how {
                 Use::Reading => ("reading", "nobody has it for writing"),
@@ -45,4 +73,11 @@ pub fn take(file: &File, path: &Path, how: Use) -> Result<(), FileError> {
         }
         Err(errno) => Err(FileError::host("lock", path)(io::Error::from(errno))),
     }
+}
+
+/// As fcntl(2): `kind` is `F_RDLCK`, `F_WRLCK` or `F_UNLCK`, of the whole file.
+fn set(file: &File, kind: i32) -> Result<(), Errno> {
+    let l_type = i16::try_from(kind).map_err(|_| Errno::EINVAL)?;
+    let flock = libc::flock { l_type, l_whence: 0, l_start: 0, l_len: 0, l_pid: 0 };
+    fcntl(file, FcntlArg::F_OFD_SETLK(&flock)).map(drop)
 }

@@ -17,6 +17,8 @@ pub mod copy;
 pub mod lock;
 pub mod source;
 pub mod staged;
+#[cfg(test)]
+pub(in crate::agent) mod testing;
 
 use std::fs::File;
 use std::io;

@@ -14,13 +14,15 @@
 //! |---|---|
 //! | [`digest`] | SHA-256 of files, and the names that come of it |
 //! | [`manifest`] | what may be asked for, and what is written down |
-//! | [`store`] | the directory: import, find, list, remove |
+//! | [`import`] | from files on the host to an image |
+//! | [`store`] | the directory: find, list, use, remove |
 //! | [`verify`] | bytes are compared with their name before they are used, once for as long as nobody touches them |
 //!
 //! Nothing here marks files immutable or uses fs-verity: both need an ioctl, root, and a file system that can. That nobody
 //! has changed a blob is known from its change time instead, which not even its owner can set.
 
 pub mod digest;
+pub mod import;
 pub mod manifest;
 pub mod store;
 pub mod verify;

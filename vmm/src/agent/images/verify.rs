@@ -121,3 +121,20 @@ fn hash(file: &File, path: &Path, size: u64, work: &Work) -> Result<Digest, Imag
     }
     Ok(hasher.finish())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_changed_a_moment_ago_or_after_the_clock_was_set_back_is_not_trusted_to_show_a_change() {
+        let at = |changed| Identity { dev: 1, ino: 1, size: 1, modified: (0, 0), changed };
+        let now = |millis| UNIX_EPOCH + Duration::from_millis(millis);
+        assert!(!at((100, 0)).is_settled(now(100_000)));
+        assert!(!at((100, 0)).is_settled(now(100_100)));
+        assert!(at((100, 0)).is_settled(now(100_101)));
+        assert!(!at((100, 0)).is_settled(now(50_000)));
+        assert!(!at((-1, 0)).is_settled(now(50_000)));
+        assert!(!at((i64::MAX, 0)).is_settled(now(50_000)));
+    }
+}

@@ -4,7 +4,7 @@ use ipnet::{Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::Name;
+use super::{EgressClass, Name};
 
 /// What someone may do with a tenant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
@@ -74,6 +74,8 @@ pub struct TenantSpec {
     pub quota: Quota,
     /// Who may use it, besides administrators.
     pub access: Vec<Access>,
+    /// The widest class that its interfaces may have.
+    pub egress: EgressClass,
 }
 
 /// Body of `PUT /v1/tenants/{tenant}/subnets/{subnet}`. At least one of the prefixes is given.
@@ -115,6 +117,8 @@ pub struct Tenant {
     pub used: QuotaUse,
     /// Who may use it.
     pub access: Vec<Access>,
+    /// The widest class that its interfaces may have.
+    pub egress: EgressClass,
     /// When it was made.
     pub created_at: String,
 }

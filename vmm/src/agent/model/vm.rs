@@ -20,6 +20,18 @@ pub enum EgressClass {
     International,
 }
 
+impl EgressClass {
+    /// As it is spelt in JSON.
+    #[must_use]
+    pub fn in_a_word(self) -> &'static str {
+        match self {
+            Self::Isolated => "isolated",
+            Self::Domestic => "domestic",
+            Self::International => "international",
+        }
+    }
+}
+
 /// Whether a VM is to run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
@@ -37,7 +49,7 @@ pub enum Power {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum RestartPolicy {
-    /// Nothing: it is wanted stopped from then on.
+    /// Nothing: this generation of it is over. A start, or a newer generation, begins it again.
     #[default]
     Never,
     /// Start it again unless the guest switched itself off.
@@ -189,6 +201,23 @@ pub enum ActualState {
     Unknown,
     /// It is being removed.
     Deleting,
+}
+
+impl ActualState {
+    /// As it is spelt in JSON.
+    #[must_use]
+    pub fn in_a_word(self) -> &'static str {
+        match self {
+            Self::Stopped => "stopped",
+            Self::Starting => "starting",
+            Self::Running => "running",
+            Self::Paused => "paused",
+            Self::Stopping => "stopping",
+            Self::Failed => "failed",
+            Self::Unknown => "unknown",
+            Self::Deleting => "deleting",
+        }
+    }
 }
 
 /// How an incarnation ended.

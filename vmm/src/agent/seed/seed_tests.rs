@@ -5,6 +5,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::process::Command;
 
 use super::*;
+use crate::agent::files::testing::output;
 
 fn seed() -> Seed {
     Seed {
@@ -23,6 +24,7 @@ fn files(path: &Path) -> Vec<(String, String)> {
     assert_eq!(file_system.volume_label(), "CIDATA");
     assert_eq!(file_system.read_volume_label_from_root_dir().unwrap().as_deref(), Some("CIDATA"));
     let read = |entry: fatfs::DirEntry<'_, _>| {
+        assert_eq!((entry.created().date.day, entry.modified().date.month), (1, 1), "a date that there is");
         let mut text = String::new();
         entry.to_file().read_to_string(&mut text).unwrap();
         (entry.file_name(), text)
@@ -129,9 +131,9 @@ fn fields_that_can_not_be_are_refused_by_name() {
 }
 
 /// Says that something is skipped; fails if it must not be.
-fn skip(why: &str) {
-    let required = std::env::var_os("YUN_REQUIRE_MOUNT").is_some_and(|value| value == "1");
-    assert!(!required, "YUN_REQUIRE_MOUNT is set, and {why}");
+fn skip(variable: &str, why: &str) {
+    let required = std::env::var_os(variable).is_some_and(|value| value == "1");
+    assert!(!required, "{variable} is set, and {why}");
     eprintln!("skipped: {why}");
 }
 
@@ -140,24 +142,21 @@ fn the_hosts_own_tools_read_it() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("seed.img");
     write(&path, &seed()).unwrap();
-    match Command::new("blkid").args(["-p", "-o", "export"]).arg(&path).output() {
+    match output(Command::new("blkid").args(["-p", "-o", "export"]).arg(&path)) {
         Ok(output) => {
             let said = String::from_utf8_lossy(&output.stdout).into_owned();
             assert!(said.contains("LABEL=CIDATA") && said.contains("TYPE=vfat"), "{said}{output:?}");
         }
-        Err(error) => skip(&format!("there is no blkid ({error})")),
+        Err(error) => skip("YUN_REQUIRE_BLKID", &format!("there is no blkid ({error})")),
     }
     // In a mount namespace of its own, which goes with it.
-    let script = "mount -o loop,ro -t vfat \"$0\" /mnt || exit 42; cat /mnt/meta-data /mnt/user-data /mnt/network-config";
-    let output = Command::new("unshare").args(["-m", "sh", "-c", script]).arg(&path).output();
-    match output {
+    let script = "mount -o loop,ro -t vfat \"$0\" /mnt || exit 42; cat /mnt/meta-data /mnt/user-data /mnt/network-config || exit 43";
+    match output(Command::new("unshare").args(["-m", "sh", "-c", script]).arg(&path)) {
         Ok(output) if output.status.success() => {
             let all: String = seed().files().into_iter().map(|(_, content)| content).collect();
             assert_eq!(String::from_utf8(output.stdout).unwrap(), all);
         }
-        Ok(output) if output.status.code() != Some(42) && output.stdout.starts_with(b"{") => {
-            panic!("{output:?}")
-        }
-        other => skip(&format!("nothing can be mounted here ({other:?})")),
+        Ok(output) if output.status.code() == Some(43) => panic!("{output:?}"),
+        other => skip("YUN_REQUIRE_VFAT", &format!("no FAT can be mounted here ({other:?})")),
     }
 }

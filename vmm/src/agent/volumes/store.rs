@@ -10,7 +10,7 @@ use nix::fcntl::{FallocateFlags, fallocate};
 
 use super::{Allocation, SECTOR_BYTES, SIZE_BYTES_MAX, Shrink, Usage, VolumeError, VolumeKey};
 use crate::agent::files::copy::{Copy, Method};
-use crate::agent::files::lock::{self, Use};
+use crate::agent::files::lock::{self, Held, Use};
 use crate::agent::files::staged::{Staged, Staging, remove};
 use crate::agent::files::{FileError, allocated_bytes, entries, left_bytes, make_dir, source, sync_dir};
 use crate::agent::progress::Work;
@@ -100,9 +100,9 @@ impl Volumes {
             Source::Empty => None,
             Source::File(file, path) => Some((file, path)),
             Source::Volume(source) => {
-                other = self.open_for_use(source, true)?;
+                other = self.hold(source, Use::Reading)?;
                 other_path = self.path(source);
-                Some((&other, other_path.as_path()))
+                Some((other.file(), other_path.as_path()))
             }
         };
         let source = match source {
@@ -214,13 +214,17 @@ impl Volumes {
         let _names = self.names();
         let file = source::open(&path, true).map_err(VolumeError::opening(volume))?;
         let now_bytes = file.metadata().map_err(FileError::host("look at", &path)).map_err(&failed)?.len();
-        if size_bytes < now_bytes {
+        let held;
+        let file = if size_bytes < now_bytes {
             if shrink == Shrink::Refused {
                 return Err(VolumeError::WouldShrink { volume: volume.clone(), size_bytes, now_bytes });
             }
-            lock::take(&file, &path, Use::Writing).map_err(&failed)?;
-        }
-        let resized = resize(&file, &path, now_bytes, size_bytes, allocation, work);
+            held = Held::take(file, &path, Use::Writing).map_err(&failed)?;
+            held.file()
+        } else {
+            &file
+        };
+        let resized = resize(file, &path, now_bytes, size_bytes, allocation, work);
         resized.map_err(&failed)?;
         self.usage(volume)
     }
@@ -235,6 +239,13 @@ impl Volumes {
         let opened =
             source::open(&path, !read_only).and_then(|file| lock::take(&file, &path, how).map(|()| file));
         opened.map_err(VolumeError::opening(volume))
+    }
+
+    /// The same for a while.
+    fn hold(&self, volume: &VolumeKey, how: Use) -> Result<Held, VolumeError> {
+        let path = self.path(volume);
+        let held = source::open(&path, how == Use::Writing).and_then(|file| Held::take(file, &path, how));
+        held.map_err(VolumeError::opening(volume))
     }
 
     /// How big it is.
@@ -257,7 +268,7 @@ impl Volumes {
         let path = self.path(volume);
         let _names = self.names();
         // Held until the name is gone, so that nobody begins to use it meanwhile.
-        let _file = self.open_for_use(volume, false)?;
+        let _held = self.hold(volume, Use::Writing)?;
         remove(&path).map_err(&failed)?;
         let tenant = self.tenants.join(volume.tenant());
         sync_dir(&tenant).map_err(&failed)?;
@@ -308,7 +319,9 @@ impl Volumes {
         self.staging.remove_leftovers().map_err(VolumeError::Store)
     }
 
-    fn path(&self, volume: &VolumeKey) -> PathBuf {
+    /// Its file. Who opens it takes no lock: to be used by those who only look, or hand it to whoever has the lock.
+    #[must_use]
+    pub fn path(&self, volume: &VolumeKey) -> PathBuf {
         self.tenants.join(volume.tenant()).join(format!("{}{SUFFIX}", volume.id()))
     }
 
@@ -391,3 +404,7 @@ fn resize(
 #[cfg(test)]
 #[path = "store_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "fault_tests.rs"]
+mod fault_tests;

@@ -1,0 +1,282 @@
+//! The agent itself: what it holds, how it starts, how a change becomes lasting.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::Semaphore;
+
+use super::clock;
+use super::config::Config;
+use super::events::{Events, Happened};
+use super::host::Resources;
+use super::images::Images;
+use super::model::{Denial, DenialCode, HostState, Name};
+use super::operations::Operations;
+use super::records::{HostRecord, Runtime, SubnetRecord, TenantRecord, VmRecord, VolumeRecord, VolumeState};
+use super::state::{Key, State, VmEntry};
+use super::store::{Batch, Store, StoreError, Table, Trial};
+use super::vms::live::Live;
+use super::vms::supervise;
+use super::volumes::{VolumeKey, Volumes};
+use crate::sandbox::jail::in_words;
+
+/// Key of the only record of [`Table::Host`].
+pub const HOST: &str = "host";
+
+/// Who asks, in events and operations, where it is the agent itself.
+pub const AGENT: &str = "agent";
+
+/// The agent of a server.
+#[derive(Debug)]
+pub struct Agent {
+    /// How it was told to work.
+    pub config: Config,
+    /// What lasts.
+    pub store: Store,
+    /// What happened.
+    pub events: Events,
+    /// What is under way.
+    pub operations: Operations,
+    /// Images.
+    pub images: Images,
+    /// Volumes.
+    pub volumes: Volumes,
+    /// What the host has.
+    pub resources: Resources,
+    /// Which boot of the host this is.
+    pub boot: String,
+    /// When it started.
+    pub started_at: String,
+    /// VMs that may start at the same time.
+    pub(super) starts: Semaphore,
+    /// Held by whoever checks and makes a change of what is wanted: checks hold until the change is stored.
+    pub(super) admission: tokio::sync::Mutex<()>,
+    state: Mutex<State>,
+}
+
+/// Why there is no agent.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Something of the host.
+    #[error("can't {doing}")]
+    Host {
+        /// To do what.
+        doing: String,
+        /// What the host says.
+        source: io::Error,
+    },
+    /// Images or volumes.
+    #[error("{0}")]
+    Files(String),
+}
+
+fn host<E: Into<io::Error>>(doing: impl Into<String>) -> impl FnOnce(E) -> StartError {
+    let doing = doing.into();
+    move |source| StartError::Host { doing, source: source.into() }
+}
+
+/// Makes a directory that only root can look into, and those above it.
+fn private_dir(path: &Path) -> Result<(), StartError> {
+    let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
+    made.map_err(host(format!("make the directory {}", path.display())))
+}
+
+/// Splits a record's key; those that are stored have two names in them.
+fn names(path: &Path, key: &str) -> Result<Key, StoreError> {
+    let damaged = || StoreError::Damaged { path: path.to_owned(), why: format!("the key {key:?}") };
+    let (tenant, name) = key.split_once('/').ok_or_else(damaged)?;
+    match (Name::parse(tenant), Name::parse(name)) {
+        (Ok(tenant), Ok(name)) => Ok((tenant, name)),
+        _ => Err(damaged()),
+    }
+}
+
+/// A record's key.
+#[must_use]
+pub fn key_of(key: &Key) -> String {
+    format!("{}/{}", key.0, key.1)
+}
+
+impl Agent {
+    /// Opens the store, and finds again or brings up what it says. Returns once every VM has been looked for; what has to
+    /// be started is started by then, or about to be. To be called on a `LocalSet` or current-thread runtime.
+    ///
+    /// # Errors
+    /// [`StartError`]; then nothing was changed but directories made.
+    pub async fn start(config: Config, trial: &Trial) -> Result<Arc<Self>, StartError> {
+        private_dir(&config.state_dir)?;
+        for dir in [config.jails(), config.state_dir.join("vms")] {
+            // A jail's user passes through, and may list nothing.
+            let made = fs::DirBuilder::new().recursive(true).mode(0o711).create(&dir);
+            made.map_err(host(format!("make the directory {}", dir.display())))?;
+        }
+        let path = config.state_dir.join("yund.redb");
+        let (store, loaded) = Store::open(&path, trial)?;
+        let boot = clock::boot_id().map_err(host("find out which boot this is"))?;
+        let mut state = State {
+            host: loaded.all(&path, Table::Host)?.remove(HOST).unwrap_or_default(),
+            ..State::default()
+        };
+        for (name, record) in loaded.all::<TenantRecord>(&path, Table::Tenants)? {
+            let damaged = |error: super::model::NameError| StoreError::Damaged {
+                path: path.clone(),
+                why: error.to_string(),
+            };
+            state.tenants.insert(Name::parse(&name).map_err(damaged)?, record);
+        }
+        for (key, record) in loaded.all::<SubnetRecord>(&path, Table::Subnets)? {
+            state.subnets.insert(names(&path, &key)?, record);
+        }
+        for (key, record) in loaded.all::<VolumeRecord>(&path, Table::Volumes)? {
+            state.volumes.insert(names(&path, &key)?, record);
+        }
+        let mut runtimes: BTreeMap<String, Runtime> = loaded.all(&path, Table::Runtimes)?;
+        for (id, record) in loaded.all::<VmRecord>(&path, Table::Vms)? {
+            let runtime = runtimes.remove(&id).unwrap_or_default();
+            let live = Live::new(config.vm_dir(&id), config.console_bytes);
+            let key = (record.tenant.clone(), record.name.clone());
+            state.vms.insert(key, VmEntry { record, runtime, live });
+        }
+        let files = |error: &dyn std::error::Error| StartError::Files(in_words(error));
+        let images = Images::open(&config.state_dir.join("images")).map_err(|e| files(&e))?;
+        let volumes = Volumes::open(&config.state_dir.join("volumes")).map_err(|e| files(&e))?;
+        let resources = Resources::read(&config).map_err(host("find out what the host has"))?;
+        let agent = Arc::new(Self {
+            events: Events::load(&store).await?,
+            operations: Operations::default(),
+            starts: Semaphore::new(config.starts_at_once),
+            admission: tokio::sync::Mutex::default(),
+            state: Mutex::new(state),
+            started_at: clock::now(),
+            config,
+            store,
+            images,
+            volumes,
+            resources,
+            boot,
+        });
+        agent.recover().await?;
+        Ok(agent)
+    }
+
+    /// What is known. Never held across an await.
+    pub fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes changes last, and tells what happened.
+    ///
+    /// # Errors
+    /// [`DenialCode::Host`], [`DenialCode::NoSpace`]; then nothing was changed.
+    pub async fn commit(
+        &self,
+        mut batch: Batch,
+        happened: impl IntoIterator<Item = Happened>,
+    ) -> Result<(), Denial> {
+        let noted: Vec<_> =
+            happened.into_iter().map(|happened| self.events.note(&mut batch, happened)).collect();
+        self.store.commit(batch).await.map_err(|error| store_denial(&error))?;
+        noted.into_iter().for_each(super::events::Noted::publish);
+        Ok(())
+    }
+
+    /// Finds again what the store says there is.
+    async fn recover(self: &Arc<Self>) -> Result<(), StartError> {
+        self.return_of_the_host().await?;
+        self.finish_volumes().await;
+        let keys: Vec<Key> = self.state().vms.keys().cloned().collect();
+        let mut looking = tokio::task::JoinSet::new();
+        for key in keys {
+            let agent = Arc::clone(self);
+            looking.spawn(async move {
+                let found = supervise::find(&agent, &key).await;
+                supervise::spawn(agent, key, found);
+            });
+        }
+        while looking.join_next().await.is_some() {}
+        let batch = Batch::new();
+        let happened = Happened {
+            kind: "agent.started",
+            requestor: AGENT.to_owned(),
+            detail: format!("version {}", env!("CARGO_PKG_VERSION")),
+            ..Happened::default()
+        };
+        if let Err(denial) = self.commit(batch, [happened]).await {
+            log::error!("{denial}");
+        }
+        Ok(())
+    }
+
+    /// After a planned shutdown and a new boot VMs are taken again.
+    async fn return_of_the_host(&self) -> Result<(), StartError> {
+        let record = self.state().host.clone();
+        if record.state == HostState::ShuttingDown && record.shutdown_boot.as_ref() != Some(&self.boot) {
+            let record = HostRecord::default();
+            let mut batch = Batch::new();
+            batch.put(Table::Host, HOST, &record);
+            self.store.commit(batch).await?;
+            self.state().host = record;
+        }
+        Ok(())
+    }
+
+    /// Goes on with, or undoes, what was being done to volumes.
+    async fn finish_volumes(self: &Arc<Self>) {
+        let unfinished: Vec<(Key, VolumeRecord)> = self
+            .state()
+            .volumes
+            .iter()
+            .filter(|(_, record)| record.state != VolumeState::Ready)
+            .map(|(key, record)| (key.clone(), record.clone()))
+            .collect();
+        for (key, record) in unfinished {
+            let result = match record.state {
+                VolumeState::Ready => Ok(()),
+                VolumeState::Resizing => self.grow_volume(&key, &record).await,
+                VolumeState::Creating | VolumeState::Deleting => self.forget_volume(&key, AGENT).await,
+            };
+            if let Err(denial) = result {
+                log::error!("volume {}: {denial}", key_of(&key));
+            }
+        }
+    }
+
+    /// The file of a volume.
+    ///
+    /// # Errors
+    /// None that a stored record leads to.
+    pub(super) fn volume_key(&self, key: &Key, id: &str) -> Result<VolumeKey, Denial> {
+        VolumeKey::new(key.0.as_str(), id).map_err(|error| Denial::host(error.to_string()))
+    }
+}
+
+/// A failing store, to a caller.
+#[must_use]
+pub fn store_denial(error: &StoreError) -> Denial {
+    let text = in_words(error);
+    if text.contains("No space left") {
+        return Denial::new(DenialCode::NoSpace, format!("nothing was changed: {text}"))
+            .hint("make room on the disk of the agent's --state-dir");
+    }
+    Denial::host(format!("nothing was changed: {text}"))
+}
+
+/// Does blocking work elsewhere.
+///
+/// # Errors
+/// Its own, or [`DenialCode::Host`] if it panicked.
+pub async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Denial> + Send + 'static,
+) -> Result<T, Denial> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => Err(Denial::host(format!("a mistake of the agent's: {error}"))),
+    }
+}
