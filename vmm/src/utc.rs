@@ -31,6 +31,39 @@ impl Utc {
         format!("{}Z", text.get(..23).unwrap_or(&text))
     }
 
+    /// Reads RFC 3339 in UTC (`Z`), with or without a fraction; nothing that is no day of the calendar.
+    pub fn parse(text: &str) -> Option<Self> {
+        let (day, time) = text.strip_suffix('Z')?.split_once('T')?;
+        let (time, fraction) = time.split_once('.').unwrap_or((time, "0"));
+        let numbers = |text: &str, separator| -> Option<[u64; 3]> {
+            let parts: Vec<u64> = text
+                .split(separator)
+                .map(|part| part.parse().ok().filter(|_| part.bytes().all(|byte| byte.is_ascii_digit())))
+                .collect::<Option<_>>()?;
+            parts.try_into().ok()
+        };
+        let [year, month, day] = numbers(day, '-').filter(|[year, ..]| (1970..2500).contains(year))?;
+        let [hour, minute, second] = numbers(time, ':').filter(|[h, m, s]| *h < 24 && *m < 60 && *s < 60)?;
+        // Years begin in March here, as in `date`.
+        let shifted = if month > 2 { year } else { year - 1 };
+        let month_from_march = (month + 9) % 12;
+        let days = shifted * 365 + shifted / 4 - shifted / 100
+            + shifted / 400
+            + (153 * month_from_march + 2) / 5
+            + day;
+        let digits = fraction.bytes().all(|byte| byte.is_ascii_digit()) && (1..=9).contains(&fraction.len());
+        let nanoseconds = format!("{fraction:0<9}").parse().ok().filter(|_| digits)?;
+        let seconds = days.checked_sub(719_469)? * 86_400 + hour * 3600 + minute * 60 + second;
+        let found = Self { seconds, nanoseconds };
+        // A day that is not in the calendar has become another.
+        (found.date() == (year, month, day)).then_some(found)
+    }
+
+    /// Nanoseconds since 1970.
+    pub fn as_nanos(self) -> u64 {
+        self.seconds.saturating_mul(1_000_000_000).saturating_add(u64::from(self.nanoseconds))
+    }
+
     /// Milliseconds since 1970.
     pub fn as_millis(self) -> u64 {
         self.seconds * 1000 + u64::from(self.nanoseconds / 1_000_000)
@@ -74,10 +107,25 @@ mod tests {
             (1_795_395_723, "2026-11-23T01:02:03.000000005"),
             (4_107_542_400, "2100-03-01T00:00:00.000000005"),
         ] {
-            assert_eq!(Utc { seconds, nanoseconds: 5 }.to_string(), shown);
+            let time = Utc { seconds, nanoseconds: 5 };
+            assert_eq!(time.to_string(), shown);
+            assert_eq!(Utc::parse(&format!("{shown}Z")), Some(time));
         }
         let last = "2554-07-21T23:34:33.709551615";
         assert_eq!(Utc::from_nanos(u64::MAX).to_string(), last);
+        for bad in [
+            "",
+            "2026-02-29T00:00:00Z",
+            "2026-13-01T00:00:00Z",
+            "2026-01-01T24:00:00Z",
+            "2026-01-01T00:00:00",
+            "2026-01-01T00:00:00.Z",
+            "2026-1-1T+1:00:00Z",
+            "2026-00-10T00:00:00Z",
+            "9999-01-01T00:00:00Z",
+        ] {
+            assert_eq!(Utc::parse(bad), None, "{bad}");
+        }
         assert!(Utc::now().as_millis() > 1_700_000_000_000);
     }
 }

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Semaphore;
 
+use super::audit::{self, AuditLog, load_or_create_key};
 use super::clock;
 use super::config::Config;
 use super::events::{Events, Happened};
@@ -19,6 +20,7 @@ use super::operations::Operations;
 use super::records::{HostRecord, Runtime, SubnetRecord, TenantRecord, VmRecord, VolumeRecord, VolumeState};
 use super::state::{Key, State, VmEntry};
 use super::store::{Batch, Store, StoreError, Table, Trial};
+use super::usage::Position;
 use super::vms::live::Live;
 use super::vms::supervise;
 use super::volumes::{VolumeKey, Volumes};
@@ -26,6 +28,12 @@ use crate::sandbox::jail::in_words;
 
 /// Key of the only record of [`Table::Host`].
 pub const HOST: &str = "host";
+
+/// A file of the audit log is closed, signed and followed by another when it is as long as this, in bytes.
+const AUDIT_FILE_LEN_MAX: u64 = 64 << 20;
+
+/// How often the audit log is flushed.
+const AUDIT_FLUSH: std::time::Duration = std::time::Duration::from_secs(1);
 
 /// Who asks, in events and operations, where it is the agent itself.
 pub const AGENT: &str = "agent";
@@ -45,6 +53,8 @@ pub struct Agent {
     pub images: Images,
     /// Volumes.
     pub volumes: Volumes,
+    /// What was asked, by whom, and what came of it.
+    pub audit: AuditLog,
     /// What the host has.
     pub resources: Resources,
     /// Which boot of the host this is.
@@ -56,6 +66,7 @@ pub struct Agent {
     /// Held by whoever checks and makes a change of what is wanted: checks hold until the change is stored.
     pub(super) admission: tokio::sync::Mutex<()>,
     state: Mutex<State>,
+    meters: Mutex<BTreeMap<String, Position>>,
 }
 
 /// Why there is no agent.
@@ -147,6 +158,10 @@ impl Agent {
         let files = |error: &dyn std::error::Error| StartError::Files(in_words(error));
         let images = Images::open(&config.state_dir.join("images")).map_err(|e| files(&e))?;
         let volumes = Volumes::open(&config.state_dir.join("volumes")).map_err(|e| files(&e))?;
+        let (key, log) = (config.state_dir.join("host.key"), config.state_dir.join("audit.jsonl"));
+        let key = load_or_create_key(&key).map_err(|e| files(&e))?;
+        let options = audit::Options { file_len_max: AUDIT_FILE_LEN_MAX };
+        let audit = AuditLog::open(&log, key, options).map_err(|e| files(&e))?;
         let resources = Resources::read(&config).map_err(host("find out what the host has"))?;
         let agent = Arc::new(Self {
             events: Events::load(&store).await?,
@@ -154,11 +169,13 @@ impl Agent {
             starts: Semaphore::new(config.starts_at_once),
             admission: tokio::sync::Mutex::default(),
             state: Mutex::new(state),
+            meters: Mutex::new(loaded.all(&path, Table::Samples)?),
             started_at: clock::now(),
             config,
             store,
             images,
             volumes,
+            audit,
             resources,
             boot,
         });
@@ -169,6 +186,11 @@ impl Agent {
     /// What is known. Never held across an await.
     pub fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Where counting is. Never held across an await.
+    pub(super) fn meters(&self) -> MutexGuard<'_, BTreeMap<String, Position>> {
+        self.meters.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Makes changes last, and tells what happened.
@@ -185,6 +207,16 @@ impl Agent {
         self.store.commit(batch).await.map_err(|error| store_denial(&error))?;
         noted.into_iter().for_each(super::events::Noted::publish);
         Ok(())
+    }
+
+    /// Writes down what can still be lost with the host's power. VMs go on.
+    pub async fn close(self: &Arc<Self>) {
+        self.sample_all().await;
+        let agent = Arc::clone(self);
+        let flushed = blocking(move || agent.audit.flush().map_err(|error| Denial::host(in_words(&error))));
+        if let Err(denial) = flushed.await {
+            log::error!("{denial}");
+        }
     }
 
     /// Finds again what the store says there is.
@@ -211,7 +243,26 @@ impl Agent {
         if let Err(denial) = self.commit(batch, [happened]).await {
             log::error!("{denial}");
         }
+        tokio::spawn(Arc::clone(self).meter());
+        tokio::spawn(Arc::clone(self).flush_audit());
         Ok(())
+    }
+
+    /// What only looked is on the disk a second later.
+    async fn flush_audit(self: Arc<Self>) {
+        let mut flushed = self.audit.last_seq();
+        loop {
+            tokio::time::sleep(AUDIT_FLUSH).await;
+            let (last, agent) = (self.audit.last_seq(), Arc::clone(&self));
+            if last != flushed {
+                let result =
+                    blocking(move || agent.audit.flush().map_err(|e| Denial::host(in_words(&e)))).await;
+                match result {
+                    Ok(()) => flushed = last,
+                    Err(denial) => log::error!("{denial}"),
+                }
+            }
+        }
     }
 
     /// After a planned shutdown and a new boot VMs are taken again.

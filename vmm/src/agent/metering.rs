@@ -1,11 +1,399 @@
-//! Usage as it is read from VMs.
+//! Usage: counters of VMs and sizes of volumes, read now and then, and what they grew by as records.
+//!
+//! A record and the position it leads to are one commit: after any death of the agent the next sample goes on from the last
+//! position that was stored, so nothing is left out and nothing is counted twice. What a VMM counted after its last sample
+//! and before it died by force is lost, to the tenant's advantage.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::clock;
 use super::core::Agent;
+use super::model::{Denial, EgressClass, VmStats};
+use super::records::{Phase, Runtime, VmRecord, VolumeState};
 use super::state::Key;
+use super::store::{Batch, Table};
+use super::usage::{Counters, Instant, Levels, Meter, Owner, Position, Record, Sample, advance};
 use super::vms::client::VmmClient;
+use super::vms::launch::jail_dir;
+use super::vms::process;
+use crate::sandbox::jail::in_words;
+use crate::utc::Utc;
+
+/// Names of the threads whose time is a guest's.
+const VCPU_THREADS: &str = "yun_vcpu";
+
+/// Whether an incarnation has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum End {
+    /// It runs.
+    NotYet,
+    /// Just now.
+    Seen,
+    /// Some time since the last sample.
+    Unseen,
+}
+
+/// What a VMM counts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct VmmCounters {
+    /// Bytes read from disks.
+    pub read_bytes: u64,
+    /// Bytes written to disks.
+    pub write_bytes: u64,
+    /// Read requests.
+    pub reads: u64,
+    /// Write requests.
+    pub writes: u64,
+    /// Bytes the guest received.
+    pub rx_bytes: u64,
+    /// Bytes the guest sent.
+    pub tx_bytes: u64,
+}
+
+impl VmmCounters {
+    /// Reads a VMM's OpenMetrics text: sums over its drives and interfaces.
+    #[must_use]
+    pub fn parse(text: &str) -> Self {
+        let mut sums = Self::default();
+        for line in text.lines().filter(|line| !line.starts_with('#')) {
+            let Some((head, value)) = line.rsplit_once(' ') else { continue };
+            let name = head.split('{').next().unwrap_or(head);
+            let Ok(value) = value.parse::<u64>() else { continue };
+            let sum = match name {
+                "yun_block_read_bytes_total" => &mut sums.read_bytes,
+                "yun_block_write_bytes_total" => &mut sums.write_bytes,
+                "yun_block_read_count_total" => &mut sums.reads,
+                "yun_block_write_count_total" => &mut sums.writes,
+                "yun_net_rx_bytes_count_total" => &mut sums.rx_bytes,
+                "yun_net_tx_bytes_count_total" => &mut sums.tx_bytes,
+                _ => continue,
+            };
+            *sum = sum.saturating_add(value);
+        }
+        sums
+    }
+}
 
 impl Agent {
-    pub(super) async fn last_sample(self: &Arc<Self>, _key: &Key, _client: Option<&VmmClient>) {}
+    fn instant(&self) -> Instant {
+        Instant {
+            boot_id: self.boot.clone(),
+            boottime_ns: u64::try_from(clock::since_boot().as_nanos()).unwrap_or(u64::MAX),
+            wall_ns: Utc::now().as_millis().saturating_mul(1_000_000),
+        }
+    }
+
+    /// When an incarnation began, as far as that is known.
+    fn beginning(&self, runtime: &Runtime) -> Instant {
+        let now = self.instant();
+        let Some(started_ms) = runtime.started_ms else { return now };
+        let started_ns = started_ms.saturating_mul(1_000_000).min(now.boottime_ns);
+        let ago = now.boottime_ns - started_ns;
+        Instant { boottime_ns: started_ns, wall_ns: now.wall_ns.saturating_sub(ago), ..now }
+    }
+
+    fn client_of(&self, record: &VmRecord, runtime: &Runtime) -> VmmClient {
+        let jail = jail_dir(&self.config.jails(), &self.config.vmm, &record.incarnation(runtime.incarnation));
+        VmmClient::new(jail.join("root/run/firecracker.socket"), self.config.vmm_timeout)
+    }
+
+    /// Reads what a VM's incarnation used so far. What can't be read is left out, and caught up with later.
+    async fn counters(
+        self: &Arc<Self>,
+        record: &VmRecord,
+        runtime: &Runtime,
+        traffic: &Traffic,
+    ) -> Result<Counters, String> {
+        let mut counters = Counters::default();
+        if let Some(process) = &runtime.process
+            && process.lives()
+            && let Some(ns) = process::cpu_ns(process.pid, VCPU_THREADS)
+        {
+            counters.set(Meter::VcpuNs, ns);
+        }
+        for interface in &record.interfaces {
+            for (class, sums) in traffic.of(&interface.tap) {
+                let add = |meter: Meter, more: u64, counters: &mut Counters| {
+                    let so_far = counters.get(&meter).unwrap_or(0);
+                    counters.set(meter, so_far + u128::from(more));
+                };
+                add(Meter::NetRxBytes(class), sums.0, &mut counters);
+                add(Meter::NetTxBytes(class), sums.1, &mut counters);
+            }
+        }
+        let text = self.client_of(record, runtime).get("/metrics").await.map_err(|error| in_words(&error));
+        if let Ok(text) = &text {
+            let read = VmmCounters::parse(text);
+            counters.set(Meter::DiskReadBytes, read.read_bytes);
+            counters.set(Meter::DiskWrittenBytes, read.write_bytes);
+            counters.set(Meter::DiskReads, read.reads);
+            counters.set(Meter::DiskWrites, read.writes);
+        }
+        match text {
+            Err(error) if counters.is_empty() => Err(error),
+            _ => Ok(counters),
+        }
+    }
+
+    /// Records what was used since the last sample.
+    async fn sample(
+        &self,
+        mut position: Position,
+        mut counters: Counters,
+        levels: &Levels,
+        at: Instant,
+        is_last: bool,
+    ) -> Result<(), Denial> {
+        let incarnation = position.incarnation.clone();
+        if at.boot_id == position.at.boot_id {
+            levels.accrue(&position, &at, &mut counters);
+        } else {
+            // Of another boot: closed where it was seen last.
+            counters = Counters::default();
+        }
+        let sample = Sample { incarnation: incarnation.clone(), at, counters, is_last };
+        let (record, next) = match advance(&position, sample) {
+            Ok(advanced) => advanced,
+            Err(error) => {
+                log::error!("usage of {incarnation}: {error}");
+                if !is_last {
+                    return Ok(());
+                }
+                position.is_closed = true;
+                return self.forget_position(&incarnation).await;
+            }
+        };
+        let mut batch = Batch::new();
+        batch.put(Table::Usage, format!("{:020}-{}", record.end_ns, record.id), &record);
+        if is_last {
+            batch.remove(Table::Samples, incarnation.as_str());
+        } else {
+            batch.put(Table::Samples, incarnation.as_str(), &next);
+        }
+        self.commit(batch, None).await?;
+        let mut meters = self.meters();
+        if is_last {
+            meters.remove(&incarnation);
+        } else {
+            meters.insert(incarnation, next);
+        }
+        Ok(())
+    }
+
+    async fn forget_position(&self, incarnation: &str) -> Result<(), Denial> {
+        let mut batch = Batch::new();
+        batch.remove(Table::Samples, incarnation);
+        self.commit(batch, None).await?;
+        self.meters().remove(incarnation);
+        Ok(())
+    }
+
+    /// Where counting is with an incarnation or a volume; it begins here if it has not begun.
+    fn position(&self, incarnation: &str, owner: Owner, begin: Instant) -> Position {
+        let known = self.meters().get(incarnation).cloned();
+        known.unwrap_or_else(|| Position::begin(incarnation.to_owned(), owner, begin))
+    }
+
+    async fn sample_vm(self: &Arc<Self>, key: &Key, traffic: &Traffic, end: End) -> Result<(), String> {
+        let Some((record, runtime, live)) = ({
+            let state = self.state();
+            let vm = state.vms.get(key);
+            vm.map(|vm| (vm.record.clone(), vm.runtime.clone(), Arc::clone(&vm.live)))
+        }) else {
+            return Ok(());
+        };
+        if runtime.phase != Phase::Running {
+            return Ok(());
+        }
+        // One at a time: two would go on from the same position.
+        let _turn = live.sampling.lock().await;
+        let read = self.counters(&record, &runtime, traffic).await;
+        let incarnation = record.incarnation(runtime.incarnation);
+        let still = self.state().vms.get(key).is_some_and(|vm| {
+            vm.runtime.phase == Phase::Running && vm.runtime.incarnation == runtime.incarnation
+        });
+        if !still {
+            return Ok(());
+        }
+        let owner = Owner {
+            tenant: record.tenant.to_string(),
+            vm: record.name.to_string(),
+            vm_id: record.id.clone(),
+        };
+        let position = self.position(&incarnation, owner, self.beginning(&runtime));
+        // Nobody knows when one ended that ended unseen: not paid for.
+        let mem_mib = if end == End::Unseen { 0 } else { record.spec.memory_mib };
+        let levels = Levels { mem_mib, volume_bytes: BTreeMap::new() };
+        let (counters, failure) = match read {
+            Ok(counters) => (counters, None),
+            Err(failure) => (Counters::default(), Some(failure)),
+        };
+        let sampled = self.sample(position, counters, &levels, self.instant(), end != End::NotYet).await;
+        sampled.map_err(|denial| denial.message)?;
+        failure.map_or(Ok(()), Err)
+    }
+
+    /// The last record of an incarnation that has ended, before what counted for it is taken away.
+    pub(super) async fn last_sample(self: &Arc<Self>, key: &Key, end: End) {
+        let taps = {
+            let state = self.state();
+            state.vms.get(key).is_some_and(|vm| !vm.record.interfaces.is_empty())
+        };
+        let traffic = if taps { self.traffic().await } else { Traffic::default() };
+        // Its API is gone; time and network are counted to the end.
+        let _ = self.sample_vm(key, &traffic, end).await;
+    }
+
+    /// The last record of a volume.
+    pub(super) async fn last_volume_sample(&self, id: &str) {
+        let Some(position) = self.meters().get(id).cloned() else { return };
+        let size = self.state().volumes.values().find(|volume| volume.id == id).map_or(0, |v| v.size_bytes);
+        let levels = Levels { mem_mib: 0, volume_bytes: [(id.to_owned(), size)].into() };
+        if let Err(denial) = self.sample(position, Counters::default(), &levels, self.instant(), true).await {
+            log::error!("usage of {id}: {denial}");
+        }
+    }
+
+    async fn sample_volume(&self, key: &Key) {
+        let Some(record) = self.state().volumes.get(key).cloned() else { return };
+        if record.state == VolumeState::Creating || record.state == VolumeState::Deleting {
+            return;
+        }
+        let owner = Owner { tenant: key.0.to_string(), vm: key.1.to_string(), vm_id: record.id.clone() };
+        let begins = !self.meters().contains_key(&record.id);
+        let position = self.position(&record.id, owner, self.instant());
+        if begins {
+            let mut batch = Batch::new();
+            batch.put(Table::Samples, record.id.as_str(), &position);
+            if self.commit(batch, None).await.is_ok() {
+                self.meters().insert(record.id, position);
+            }
+            return;
+        }
+        let levels = Levels { mem_mib: 0, volume_bytes: [(record.id.clone(), record.size_bytes)].into() };
+        // A boot that is over is closed, and counting begins anew.
+        let is_last = position.at.boot_id != self.boot;
+        if let Err(denial) =
+            self.sample(position, Counters::default(), &levels, self.instant(), is_last).await
+        {
+            log::error!("usage of {}: {denial}", record.id);
+        }
+    }
+
+    /// Samples everything once.
+    pub async fn sample_all(self: &Arc<Self>) {
+        let (vms, volumes): (Vec<Key>, Vec<Key>) = {
+            let state = self.state();
+            let running = state.vms.iter().filter(|(_, vm)| vm.runtime.phase == Phase::Running);
+            (running.map(|(key, _)| key.clone()).collect(), state.volumes.keys().cloned().collect())
+        };
+        let traffic = if vms.is_empty() { Traffic::default() } else { self.traffic().await };
+        for key in vms {
+            if let Err(why) = self.sample_vm(&key, &traffic, End::NotYet).await {
+                log::debug!("usage of {}/{}: {why}", key.0, key.1);
+            }
+        }
+        for key in volumes {
+            self.sample_volume(&key).await;
+        }
+    }
+
+    /// Samples everything again and again.
+    pub(super) async fn meter(self: Arc<Self>) {
+        let mut ticks = tokio::time::interval(self.config.usage_interval);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            self.sample_all().await;
+        }
+    }
+
+    /// Records of usage whose period ends at `from_ns` or later and which begin before `to_ns` (nanoseconds since 1970).
+    ///
+    /// # Errors
+    /// What the store says.
+    pub async fn usage(
+        &self,
+        from_ns: u64,
+        to_ns: u64,
+        wanted: impl Fn(&Record) -> bool,
+    ) -> Result<Vec<Record>, Denial> {
+        const PAGE: usize = 1024;
+        let mut records = Vec::new();
+        let mut from = format!("{from_ns:020}");
+        loop {
+            let page: Vec<(String, Record)> = self
+                .store
+                .scan(Table::Usage, from.clone(), PAGE)
+                .await
+                .map_err(|error| super::core::store_denial(&error))?;
+            let full = page.len() == PAGE;
+            // The next key after the last.
+            from = page.last().map_or(from, |(key, _)| format!("{key}\0"));
+            let inside = |record: &Record| record.start_ns >= from_ns && record.start_ns < to_ns;
+            records.extend(page.into_iter().map(|(_, record)| record).filter(|r| inside(r) && wanted(r)));
+            if !full {
+                return Ok(records);
+            }
+        }
+    }
+
+    /// Counters of a VM's present incarnation, as they are now.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub async fn stats(self: &Arc<Self>, key: &Key) -> Result<VmStats, Denial> {
+        let (record, runtime, view) = {
+            let state = self.state();
+            let vm = state.vm(key)?;
+            (vm.record.clone(), vm.runtime.clone(), vm.view())
+        };
+        let runs = runtime.phase == Phase::Running;
+        let read = match runs {
+            true => self.client_of(&record, &runtime).get("/metrics").await.ok(),
+            false => None,
+        };
+        let read = read.map(|text| VmmCounters::parse(&text)).unwrap_or_default();
+        let pid = runtime.process.as_ref().filter(|process| process.lives()).map(|process| process.pid);
+        let since_boot_ms = u64::try_from(clock::since_boot().as_millis()).unwrap_or(u64::MAX);
+        Ok(VmStats {
+            tenant: record.tenant,
+            name: record.name,
+            state: view.status.state,
+            vcpus: record.spec.vcpus,
+            memory_mib: record.spec.memory_mib,
+            vcpu_ns: pid.and_then(|pid| process::cpu_ns(pid, VCPU_THREADS)).unwrap_or(0),
+            rss_kib: pid.and_then(process::rss_kib).unwrap_or(0),
+            disk_read_bytes: read.read_bytes,
+            disk_written_bytes: read.write_bytes,
+            disk_operations: read.reads + read.writes,
+            net_rx_bytes: read.rx_bytes,
+            net_tx_bytes: read.tx_bytes,
+            uptime_seconds: runtime.started_ms.map_or(0, |ms| since_boot_ms.saturating_sub(ms) / 1000),
+        })
+    }
+}
+
+/// Bytes by TAP device and class: received by the guest, and sent.
+#[derive(Clone, Debug, Default)]
+pub struct Traffic(pub(super) BTreeMap<String, Vec<(EgressClass, (u64, u64))>>);
+
+impl Traffic {
+    fn of(&self, tap: &str) -> impl Iterator<Item = (EgressClass, (u64, u64))> {
+        self.0.get(tap).into_iter().flatten().copied()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_vmms_metrics_are_summed_over_its_devices() {
+        let text = "# TYPE yun_block_read_bytes counter\nyun_block_read_bytes_total{id=\"a\"} 5\n\
+                    yun_block_read_bytes_total{id=\"b\"} 7\nyun_block_write_count_total 3\nyun_net_tx_bytes_count_total x\n# EOF\n";
+        let read = VmmCounters::parse(text);
+        assert_eq!(read, VmmCounters { read_bytes: 12, writes: 3, ..VmmCounters::default() });
+    }
 }

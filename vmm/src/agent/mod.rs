@@ -1,10 +1,12 @@
 //! The agent of a server: many microVMs, whose they are, and what they use. It talks to a VMM only through its socket.
 
 pub mod api;
+pub mod args;
 pub mod audit;
 pub mod clock;
 pub mod config;
 pub mod core;
+mod doctor;
 pub mod events;
 pub mod files;
 pub mod host;
@@ -12,6 +14,7 @@ pub mod images;
 mod metering;
 pub mod model;
 mod network;
+mod openmetrics;
 pub mod operations;
 mod ops;
 pub mod progress;

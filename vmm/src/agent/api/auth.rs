@@ -104,8 +104,18 @@ pub fn authorize(
     if !tenants.values().any(|tenant| caller.role(tenant).is_some()) {
         return Err(forbidden(caller, "no tenant's access list has this user or group"));
     }
-    let shared = ["/v1/openapi.json", "/v1/host", "/v1/tenants", "/v1/vms", "/v1/stats", "/v1/images", "/v1/events",
-        "/v1/usage", "/v1/operations", "/v1/network/lists"];
+    let shared = [
+        "/v1/openapi.json",
+        "/v1/host",
+        "/v1/tenants",
+        "/v1/vms",
+        "/v1/stats",
+        "/v1/images",
+        "/v1/events",
+        "/v1/usage",
+        "/v1/operations",
+        "/v1/network/lists",
+    ];
     let below = ["/v1/images/", "/v1/operations/"];
     let is_shared = shared.contains(&path) || below.iter().any(|prefix| path.starts_with(prefix));
     // What of it they may see, and which operation is theirs to cancel, is looked at where it is known.
@@ -193,7 +203,8 @@ mod tests {
             (&writer, put, "/v1/network/lists/domestic", "", Err(403)),
         ];
         for (caller, method, path, query, expected) in table {
-            let answer = authorize(caller, &tenants(), method, path, query).map_err(|denial| denial.code.status());
+            let answer =
+                authorize(caller, &tenants(), method, path, query).map_err(|denial| denial.code.status());
             assert_eq!(answer, *expected, "{} {method} {path}?{query}", caller.peer.uid);
         }
     }

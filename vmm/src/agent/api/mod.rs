@@ -47,3 +47,12 @@
 //! | `GET /metrics` (not below `/v1`) | | OpenMetrics text | A |
 //!
 //! Whatever is no success has an [`ErrorBody`](super::model::ErrorBody).
+
+pub mod auth;
+mod reply;
+mod routes;
+mod server;
+mod streams;
+
+pub use routes::openapi_document;
+pub use server::{Server, listen};

@@ -21,9 +21,12 @@ pub enum EgressClass {
 }
 
 impl EgressClass {
+    /// All of them, the narrowest first.
+    pub const ALL: [Self; 3] = [Self::Isolated, Self::Domestic, Self::International];
+
     /// As it is spelt in JSON.
     #[must_use]
-    pub fn in_a_word(self) -> &'static str {
+    pub fn name(self) -> &'static str {
         match self {
             Self::Isolated => "isolated",
             Self::Domestic => "domestic",

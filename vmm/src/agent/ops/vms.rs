@@ -94,9 +94,9 @@ fn check_among(state: &State, key: &Key, spec: &VmSpec) -> Result<(), Denial> {
             let text = format!(
                 "spec.interfaces: {} asks for class {}, and tenant {} may have at most {}",
                 interface.name,
-                interface.class.in_a_word(),
+                interface.class.name(),
                 key.0,
-                widest.in_a_word()
+                widest.name()
             );
             return Err(Denial::new(DenialCode::Forbidden, text)
                 .hint("an administrator may widen `egress` of the tenant"));

@@ -183,6 +183,7 @@ impl Agent {
         requestor: &str,
     ) -> Result<(), Denial> {
         let id = self.state().volume(key)?.id.clone();
+        self.last_volume_sample(&id).await;
         let (agent, file) = (Arc::clone(self), self.volume_key(key, &id)?);
         blocking(move || match agent.volumes.remove(&file) {
             Ok(()) | Err(VolumeError::NotFound(_)) => Ok(()),

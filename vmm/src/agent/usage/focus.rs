@@ -9,7 +9,8 @@ use std::io::{self, Write};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::meter::{EgressClass, Meter};
+use super::super::model::EgressClass;
+use super::meter::Meter;
 use super::period::{ClockState, Record};
 use crate::utc::Utc;
 

@@ -3,34 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use serde::{Deserialize, Serialize};
-use utoipa::ToSchema;
-
-/// Where an interface may send to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum EgressClass {
-    /// The tenant's own VMs.
-    Isolated,
-    /// The domestic prefixes too.
-    Domestic,
-    /// Everything that the zone does not deny to all.
-    International,
-}
-
-impl EgressClass {
-    const ALL: [Self; 3] = [Self::Isolated, Self::Domestic, Self::International];
-
-    /// Its name.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Isolated => "isolated",
-            Self::Domestic => "domestic",
-            Self::International => "international",
-        }
-    }
-}
+use super::super::model::EgressClass;
 
 /// One thing that is counted, in integers that only grow. Written `kind` or `kind/what`, as in `net_tx_bytes/domestic`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]

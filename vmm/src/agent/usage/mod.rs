@@ -26,5 +26,5 @@ pub mod period;
 
 pub use aggregate::{By, Sum, aggregate};
 pub use counters::Counters;
-pub use meter::{EgressClass, Meter};
+pub use meter::Meter;
 pub use period::{ClockState, Instant, Levels, MeterError, Owner, Position, Record, Sample, advance};

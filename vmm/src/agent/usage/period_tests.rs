@@ -1,5 +1,5 @@
 use super::*;
-use crate::agent::usage::EgressClass;
+use crate::agent::model::EgressClass;
 use proptest::prelude::*;
 
 const SECOND_NS: u64 = 1_000_000_000;

@@ -25,6 +25,8 @@ pub struct Live {
     pub changed: Notify,
     /// Its console.
     pub console: Arc<Console>,
+    /// Held while its usage is read and recorded.
+    pub sampling: tokio::sync::Mutex<()>,
     /// Held while its runtime record is read, changed and stored.
     pub saving: tokio::sync::Mutex<()>,
 }
@@ -37,6 +39,7 @@ impl Live {
             inner: Mutex::default(),
             changed: Notify::new(),
             console: Console::new(dir, console_bytes),
+            sampling: tokio::sync::Mutex::default(),
             saving: tokio::sync::Mutex::default(),
         })
     }

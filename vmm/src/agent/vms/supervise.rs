@@ -17,6 +17,7 @@ use tokio::time::Instant;
 use super::super::clock;
 use super::super::core::{AGENT, Agent};
 use super::super::events::Happened;
+use super::super::metering::End;
 use super::super::model::{Denial, DenialCode, Ended, Power};
 use super::super::records::{FirstStart, Phase, ProcessId, Runtime};
 use super::super::state::{Activity, Key};
@@ -595,7 +596,8 @@ impl Task {
             }
             None => None,
         };
-        self.agent.last_sample(&self.key, self.incarnation.as_ref().map(|i| &i.client)).await;
+        let seen = if self.incarnation.is_some() { End::Seen } else { End::Unseen };
+        self.agent.last_sample(&self.key, seen).await;
         self.incarnation = None;
         self.live.console.drain();
         let Some((record, runtime)) = ({

@@ -1,0 +1,285 @@
+//! Connections: who is at the other end, what they may use up, and a line in the audit log for each request.
+
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use axum::body::{Body, Bytes};
+use axum::extract::{Request, State};
+use axum::http::{Method, StatusCode};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::{Extension, Router};
+use http_body_util::{BodyExt, Limited};
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::time::timeout;
+
+use super::super::audit::{Decision, Digest, Durability, Entry, Who};
+use super::super::core::{Agent, blocking};
+use super::super::model::{Denial, DenialCode};
+use super::auth::{Caller, authorize, tenant_of};
+use super::routes;
+use crate::host::peer::Peer;
+use crate::sandbox::jail::in_words;
+
+/// Part of all connections that one user may have who is no administrator: a quarter.
+const SHARE: usize = 4;
+/// Longest head of a request, in bytes.
+const HEAD_LEN_MAX: usize = 16 << 10;
+/// How long the listener rests after the host refused a connection.
+const REST: Duration = Duration::from_millis(50);
+
+/// The server.
+#[derive(Clone, Debug)]
+pub struct Server {
+    agent: Arc<Agent>,
+    connections: Arc<Mutex<HashMap<u32, usize>>>,
+}
+
+/// A place among the connections; given back when dropped.
+struct Place {
+    connections: Arc<Mutex<HashMap<u32, usize>>>,
+    uid: u32,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut connections = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = connections.get_mut(&self.uid) {
+            *count -= 1;
+            if *count == 0 {
+                connections.remove(&self.uid);
+            }
+        }
+    }
+}
+
+/// Listens on `path`; what a dead agent left there is replaced. Everybody may connect: who may do what is decided with each
+/// request.
+///
+/// # Errors
+/// What the host says, or that somebody answers there.
+pub fn listen(path: &Path) -> io::Result<std::os::unix::net::UnixListener> {
+    match std::os::unix::net::UnixStream::connect(path) {
+        Ok(_) => {
+            let text = format!("{} is in use: another agent answers on it", path.display());
+            return Err(io::Error::new(io::ErrorKind::AddrInUse, text));
+        }
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => std::fs::remove_file(path)?,
+        Err(_) => {}
+    }
+    let listener = std::os::unix::net::UnixListener::bind(path)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666))?;
+    Ok(listener)
+}
+
+impl Server {
+    /// A server of this agent.
+    #[must_use]
+    pub fn new(agent: Arc<Agent>) -> Self {
+        Self { agent, connections: Arc::default() }
+    }
+
+    /// Serves for as long as this is polled.
+    ///
+    /// # Errors
+    /// If the socket can't be listened on.
+    pub async fn serve(self, listener: std::os::unix::net::UnixListener) -> io::Result<Infallible> {
+        listener.set_nonblocking(true)?;
+        let listener = UnixListener::from_std(listener)?;
+        let audited = middleware::from_fn_with_state(Arc::clone(&self.agent), audited);
+        let router = routes::router(Arc::clone(&self.agent)).layer(audited);
+        loop {
+            match listener.accept().await {
+                Ok((stream, _)) => self.accept(stream, &router),
+                Err(error) => {
+                    log::warn!("a connection can't be accepted: {error}");
+                    tokio::time::sleep(REST).await;
+                }
+            }
+        }
+    }
+
+    fn accept(&self, stream: UnixStream, router: &Router) {
+        let config = &self.agent.config;
+        let peer = match Peer::of(&stream) {
+            Ok(peer) => peer,
+            Err(error) => return log::warn!("nobody knows who connected: {error}"),
+        };
+        let caller = Caller::new(peer, &config.admin_uids, &config.admin_gids);
+        let Some(place) = self.place(&caller) else {
+            let denial = Denial::new(DenialCode::TooMany, "too many connections are open").hint("close some");
+            tokio::spawn(turn_away(stream, denial));
+            return;
+        };
+        let service = TowerToHyperService::new(router.clone().layer(Extension(caller)));
+        let mut builder = http1::Builder::new();
+        builder
+            .timer(TokioTimer::new())
+            .header_read_timeout(config.request_timeout)
+            .max_buf_size(HEAD_LEN_MAX);
+        tokio::spawn(async move {
+            let connection = builder.serve_connection(TokioIo::new(stream), service).with_upgrades();
+            if let Err(error) = connection.await {
+                log::debug!("a connection ended: {error}");
+            }
+            drop(place);
+        });
+    }
+
+    fn place(&self, caller: &Caller) -> Option<Place> {
+        let max = self.agent.config.connections_max;
+        let mut connections = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
+        let all: usize = connections.values().sum();
+        let uid = caller.peer.uid;
+        let theirs = connections.get(&uid).copied().unwrap_or(0);
+        // Some are left to administrators, whoever takes the others.
+        let limit = if caller.admin { max } else { (max / SHARE).max(1) };
+        let room = if caller.admin { max } else { max - max / SHARE };
+        if theirs >= limit || all >= room {
+            return None;
+        }
+        connections.insert(uid, theirs + 1);
+        Some(Place { connections: Arc::clone(&self.connections), uid })
+    }
+}
+
+async fn turn_away(stream: UnixStream, denial: Denial) {
+    let response = denial.into_response();
+    let status = response.status();
+    let Ok(body) = response.into_body().collect().await else { return };
+    let body = body.to_bytes();
+    let head = format!(
+        "HTTP/1.1 {} {}\r\nContent-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
+        status.as_u16(),
+        status.canonical_reason().unwrap_or(""),
+        body.len()
+    );
+    let _ = stream.try_write(&[head.as_bytes(), &body].concat()); // a fresh socket has room
+}
+
+/// Takes the body in, decides whether the request may pass, has it answered, and writes down all of that.
+async fn audited(
+    State(agent): State<Arc<Agent>>,
+    Extension(caller): Extension<Caller>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let method = request.method().clone();
+    let path = request.uri().path().to_owned();
+    let target = request.uri().path_and_query().map_or_else(|| path.clone(), |target| target.to_string());
+    let query = request.uri().query().unwrap_or("").to_owned();
+    let reads = method == Method::GET || method == Method::HEAD;
+    let (parts, body) = request.into_parts();
+    let received = receive(body, agent.config.body_len_max, agent.config.request_timeout).await;
+    let (digest, answer, rule) = match received {
+        Err(denial) => (None, denial.into_response(), "limits"),
+        Ok(bytes) => {
+            let digest = Digest::of(&bytes);
+            let allowed = authorize(&caller, &agent.state().tenants, &method, &path, &query);
+            match allowed {
+                Err(denial) => (Some(digest), denial.into_response(), "denied"),
+                Ok(rule) => {
+                    if !reads {
+                        // Of a change that was begun there is a word whatever becomes of the agent.
+                        let begun = Entry {
+                            rule: rule.to_owned(),
+                            note: Some("begun".to_owned()),
+                            ..entry(&caller, &method, &path, &target, Some(digest))
+                        };
+                        if let Err(denial) = note(&agent, begun, Durability::Batched).await {
+                            return denial.into_response();
+                        }
+                    }
+                    let mut request = Request::from_parts(parts, Body::from(bytes));
+                    request.extensions_mut().insert(caller.clone());
+                    (Some(digest), next.run(request).await, rule)
+                }
+            }
+        }
+    };
+    let denial = answer.extensions().get::<Denial>();
+    let entry = Entry {
+        decision: if rule == "denied" || rule == "limits" { Decision::Denied } else { Decision::Allowed },
+        rule: rule.to_owned(),
+        status: answer.status().as_u16(),
+        error: denial.map(|denial| denial.message.clone()),
+        ..entry(&caller, &method, &path, &target, digest)
+    };
+    // What changed nothing may be lost with the host's power; what changed something may not.
+    let durability =
+        if reads || !answer.status().is_success() { Durability::Batched } else { Durability::Durable };
+    match note(&agent, entry, durability).await {
+        Ok(()) => answer,
+        Err(denial) => {
+            denial.hint("what was asked may have been done: look before you ask again").into_response()
+        }
+    }
+}
+
+fn entry(caller: &Caller, method: &Method, path: &str, target: &str, digest: Option<Digest>) -> Entry {
+    let peer = &caller.peer;
+    Entry {
+        who: Who { uid: peer.uid, gid: peer.gid, pid: peer.pid, groups: peer.groups.clone(), name: None },
+        tenant: tenant_of(path).map(str::to_owned),
+        method: method.to_string(),
+        path: target.to_owned(),
+        request_sha256: digest,
+        decision: Decision::Allowed,
+        rule: String::new(),
+        status: 0,
+        error: None,
+        note: None,
+    }
+}
+
+async fn note(agent: &Arc<Agent>, entry: Entry, durability: Durability) -> Result<(), Denial> {
+    let agent = Arc::clone(agent);
+    blocking(move || match agent.audit.append(entry, durability) {
+        Ok(_) => Ok(()),
+        Err(error) => {
+            let text = format!("the audit log can't be written: {}", in_words(&error));
+            log::error!("{text}");
+            Err(Denial::host(text))
+        }
+    })
+    .await
+}
+
+async fn receive(body: Body, limit: usize, within: Duration) -> Result<Bytes, Denial> {
+    match timeout(within, Limited::new(body, limit).collect()).await {
+        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => {
+            let text = format!("the body is too large: at most {limit} bytes are accepted");
+            Err(Denial::new(DenialCode::TooLarge, text))
+        }
+        Ok(Err(error)) => Err(Denial::invalid(format!("the body was cut off: {error}"))),
+        Err(_) => {
+            let text = format!("the body did not come within {} s", within.as_secs());
+            Err(Denial::new(DenialCode::Timeout, text))
+        }
+    }
+}
+
+/// For paths and methods that nobody answers.
+pub(super) async fn nothing(request: Request) -> Denial {
+    Denial::not_found("path", request.uri().path()).hint("GET /v1/openapi.json lists them")
+}
+
+/// For methods that a path does not take.
+pub(super) async fn no_method(request: Request) -> Denial {
+    let text = format!("{} does not take {}", request.uri().path(), request.method());
+    Denial::new(DenialCode::MethodNotAllowed, text).hint("GET /v1/openapi.json lists what it takes")
+}
+
+/// An answer with a status of its own.
+pub(super) fn with<T: serde::Serialize>(status: StatusCode, body: &T) -> Response {
+    (status, axum::Json(body)).into_response()
+}
