@@ -234,6 +234,14 @@ impl Agent {
         failure.map_or(Ok(()), Err)
     }
 
+    /// A record of what was used up to now, before its VM is ended.
+    pub(super) async fn sample_before_end(self: &Arc<Self>, key: &Key) {
+        // Network is counted elsewhere, to the end.
+        if let Err(why) = self.sample_vm(key, &Traffic::default(), End::NotYet).await {
+            log::debug!("usage of {}/{}: {why}", key.0, key.1);
+        }
+    }
+
     /// The last record of an incarnation that has ended, before what counted for it is taken away.
     pub(super) async fn last_sample(self: &Arc<Self>, key: &Key, end: End) {
         let taps = {
@@ -377,10 +385,13 @@ impl Agent {
 
 /// Bytes by TAP device and class: received by the guest, and sent.
 #[derive(Clone, Debug, Default)]
-pub struct Traffic(pub(super) BTreeMap<String, Vec<(EgressClass, (u64, u64))>>);
+pub struct Traffic(pub(super) BTreeMap<String, Vec<ClassTraffic>>);
+
+/// What went over an interface under one class: received by the guest, and sent.
+pub type ClassTraffic = (EgressClass, (u64, u64));
 
 impl Traffic {
-    fn of(&self, tap: &str) -> impl Iterator<Item = (EgressClass, (u64, u64))> {
+    fn of(&self, tap: &str) -> impl Iterator<Item = ClassTraffic> {
         self.0.get(tap).into_iter().flatten().copied()
     }
 }

@@ -81,7 +81,8 @@ mod tests {
         let mut expected: Vec<u32> =
             nix::unistd::getgroups().unwrap().iter().map(|group| group.as_raw()).collect();
         let mut groups = peer.groups;
-        (expected.sort_unstable(), groups.sort_unstable());
+        expected.sort_unstable();
+        groups.sort_unstable();
         assert_eq!(groups, expected);
     }
 }

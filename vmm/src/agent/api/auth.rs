@@ -173,7 +173,8 @@ mod tests {
         let console = "/v1/tenants/a/vms/x/console";
         let (get, put, delete, post) = (&Method::GET, &Method::PUT, &Method::DELETE, &Method::POST);
         // Who, method, path, query, and the answer: a rule, or a status.
-        let table: &[(&Caller, &Method, &str, &str, Result<Rule, u16>)] = &[
+        type Case<'a> = (&'a Caller, &'a Method, &'a str, &'a str, Result<Rule, u16>);
+        let table: &[Case<'_>] = &[
             (&writer, get, vm, "", Ok("tenant.write")),
             (&writer, put, vm, "", Ok("tenant.write")),
             (&reader, get, vm, "", Ok("tenant.read")),

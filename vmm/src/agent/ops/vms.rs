@@ -124,6 +124,24 @@ fn check_among(state: &State, key: &Key, spec: &VmSpec) -> Result<(), Denial> {
     Ok(())
 }
 
+/// Whether a VM that runs as `old` has to be started again to be as `new`.
+fn needs_start(old: &VmSpec, new: &VmSpec) -> bool {
+    // Everything that is taken up at once, made equal.
+    let mut same = VmSpec {
+        power: new.power,
+        restart: new.restart,
+        ttl_seconds: new.ttl_seconds,
+        ttl_deletes: new.ttl_deletes,
+        stop_timeout_seconds: new.stop_timeout_seconds,
+        drain: new.drain,
+        ..old.clone()
+    };
+    for (interface, wanted) in same.interfaces.iter_mut().zip(&new.interfaces) {
+        interface.class = wanted.class;
+    }
+    same != *new
+}
+
 impl Agent {
     /// Takes note of what is wanted of a VM; whether it is new. With `dry_run` it only checks.
     ///
@@ -212,9 +230,23 @@ impl Agent {
         let dir = self.config.vm_dir(&record.id);
         let made = DirBuilder::new().recursive(true).mode(0o700).create(&dir);
         made.map_err(|error| Denial::host(format!("can't make the directory {}: {error}", dir.display())))?;
-        let is_new = !self.state().vms.contains_key(key);
         let mut batch = Batch::new();
         batch.put(Table::Vms, record.id.as_str(), &record);
+        let before = self.state().vms.get(key).map(|vm| (vm.record.clone(), Arc::clone(&vm.live)));
+        let is_new = before.is_none();
+        let mut saving = None;
+        let mut caught_up = None;
+        if let Some((before, live)) = &before
+            && !needs_start(&before.spec, &record.spec)
+        {
+            saving = Some(live.saving.lock().await);
+            let runtime = self.state().vms.get(key).map(|vm| vm.runtime.clone());
+            caught_up = runtime.filter(|runtime| runtime.observed_generation == before.generation);
+            if let Some(runtime) = &mut caught_up {
+                runtime.observed_generation = record.generation;
+                batch.put(Table::Runtimes, record.id.as_str(), runtime);
+            }
+        }
         let kind = if is_new { "vm.created" } else { "vm.changed" };
         let told = happened(key, kind, requestor, format!("generation {}", record.generation));
         if let Err(denial) = self.commit(batch, [told]).await {
@@ -227,6 +259,8 @@ impl Agent {
         let mut state = self.state();
         if let Some(vm) = state.vms.get_mut(key) {
             vm.record = record;
+            vm.runtime = caught_up.unwrap_or_else(|| vm.runtime.clone());
+            drop(saving);
             vm.live.changed.notify_one();
             return Ok(vm.view());
         }

@@ -344,6 +344,9 @@ impl Writer {
     }
 }
 
+/// A key, and what becomes of it: a value, or nothing.
+type Change<'a> = (&'a str, Option<&'a [u8]>);
+
 fn builder() -> redb::Builder {
     let mut builder = Database::builder();
     builder.set_cache_size(CACHE);
@@ -353,7 +356,7 @@ fn builder() -> redb::Builder {
 fn write<'a>(database: &Database, batches: impl Iterator<Item = &'a Batch>) -> Result<(), redb::Error> {
     let mut transaction = database.begin_write().map_err(redb_error::<TransactionError>)?;
     transaction.set_durability(Durability::Immediate).expect("no savepoint is taken in this transaction");
-    let mut by_table: BTreeMap<Table, Vec<(&str, Option<&[u8]>)>> = BTreeMap::new();
+    let mut by_table: BTreeMap<Table, Vec<Change<'_>>> = BTreeMap::new();
     for (table, key, value) in batches.flat_map(|batch| &batch.0) {
         by_table.entry(*table).or_default().push((key, value.as_deref()));
     }

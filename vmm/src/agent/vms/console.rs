@@ -48,6 +48,9 @@ pub struct Console {
     log: Mutex<Option<(File, u64)>>,
 }
 
+/// What was said before, and what is said from then on.
+pub type Attached = (Vec<u8>, broadcast::Receiver<Arc<[u8]>>);
+
 /// The right to write; given back when dropped.
 #[derive(Debug)]
 pub struct WriterToken(Arc<Mutex<bool>>);
@@ -140,7 +143,7 @@ impl Console {
     ///
     /// # Errors
     /// What the host says.
-    pub fn attach(&self, max: u64) -> io::Result<(Vec<u8>, broadcast::Receiver<Arc<[u8]>>)> {
+    pub fn attach(&self, max: u64) -> io::Result<Attached> {
         // Nothing is kept meanwhile, so nothing is missing between the two, and nothing twice.
         let _log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
         let live = self.live.subscribe();

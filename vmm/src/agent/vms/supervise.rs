@@ -65,6 +65,8 @@ struct Task {
     live: Arc<Live>,
     incarnation: Option<Incarnation>,
     backoff_until: Option<Instant>,
+    /// It was this task that ended the process.
+    was_ended: bool,
 }
 
 fn happened(key: &Key, kind: &'static str, detail: impl Into<String>) -> Happened {
@@ -107,6 +109,7 @@ impl Task {
             live: Arc::clone(&vm.live),
             incarnation: None,
             backoff_until: None,
+            was_ended: false,
         })
     }
 
@@ -563,11 +566,15 @@ impl Task {
     }
 
     async fn kill(&mut self) {
+        if self.incarnation.is_some() {
+            self.agent.sample_before_end(&self.key).await;
+        }
         let Some(incarnation) = &self.incarnation else { return self.lost().await };
         match incarnation.handle.kill() {
             Ok(()) => {
                 reached("kill.done");
                 incarnation.handle.ended().await;
+                self.was_ended = true;
                 self.ended(None, true).await;
             }
             Err(error) => {
@@ -614,6 +621,10 @@ impl Task {
             None if other_boot => {
                 let reason = "the host was restarted".to_owned();
                 Ended { status: None, signal: None, reason, at: clock::now() }
+            }
+            None if std::mem::take(&mut self.was_ended) => {
+                let reason = "it was ended by the agent, without its guest's consent".to_owned();
+                Ended { status: None, signal: Some(libc::SIGKILL), reason, at: clock::now() }
             }
             None => super::how_it_ended(status, &self.last_words()),
         };
