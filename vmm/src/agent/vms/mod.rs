@@ -44,8 +44,10 @@ fn last_line(path: &Path) -> String {
     let text = String::from_utf8_lossy(&read().unwrap_or_default()).into_owned();
     let line = text.lines().rfind(|line| !line.trim().is_empty()).unwrap_or("");
     // "2026-11-23T01:02:03.123456789 [vm-1:main] words"
-    let words =
-        line.split_once("] ").filter(|(head, _)| head.contains(" [")).map_or(line, |(_, words)| words);
+    let words = line
+        .split_once("] ")
+        .filter(|(head, _)| head.starts_with(|c: char| c.is_ascii_digit()) && head.contains(" ["))
+        .map_or(line, |(_, words)| words);
     words.trim().to_owned()
 }
 
