@@ -13,6 +13,7 @@ pub mod host;
 pub mod images;
 mod metering;
 pub mod model;
+pub mod net;
 mod network;
 mod openmetrics;
 pub mod operations;

@@ -2,7 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Arc;
 
@@ -109,6 +109,14 @@ impl Tap {
     #[must_use]
     pub fn name(&self) -> Option<&str> {
         self.name.as_deref()
+    }
+
+    /// Its descriptor, for another process to take over.
+    ///
+    /// # Errors
+    /// If clones share it and no more descriptors can be had.
+    pub fn into_fd(self) -> io::Result<OwnedFd> {
+        Arc::try_unwrap(self.file).or_else(|shared| shared.try_clone()).map(OwnedFd::from)
     }
 
     fn fd(&self) -> BorrowedFd<'_> {
