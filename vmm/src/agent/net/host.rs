@@ -184,7 +184,7 @@ impl HostNet {
         let (parts, none) = (Parts::of(interface), Parts::default());
         if let Err(error) = nft::apply(&self.setup.nft, "add an interface", &Parts::change(&none, &parts)) {
             // Something of it is there: of an interface that died uncleanly. It has no traffic, its TAP was not there.
-            if self.reconcile(std::slice::from_ref(interface)).is_err() {
+            if self.install(std::slice::from_ref(interface)).is_err() {
                 return Err(error.into());
             }
         }
@@ -315,7 +315,7 @@ impl HostNet {
         let taps: BTreeSet<String> = link::taps()?.into_iter().collect();
         let (alive, dead): (Vec<Interface>, Vec<Interface>) =
             interfaces.iter().cloned().partition(|interface| taps.contains(&interface.id().tap()));
-        self.reconcile(&alive)?;
+        self.install(&alive)?;
         for interface in &alive {
             match link::connect(interface) {
                 // It has ended just now; the next look will tell.
@@ -326,8 +326,12 @@ impl HostNet {
         Ok(dead.iter().map(Interface::id).collect())
     }
 
-    /// Makes the ruleset have of these interfaces exactly what it should.
-    fn reconcile(&self, interfaces: &[Interface]) -> Result<(), NetError> {
+    /// Makes the ruleset have of these interfaces exactly what it should, in one transaction, whether their TAPs are there
+    /// or not. [`Self::restore`] does this and more.
+    ///
+    /// # Errors
+    /// [`NetError::Nft`]; then the ruleset is as before.
+    pub fn install(&self, interfaces: &[Interface]) -> Result<(), NetError> {
         let wanted = interfaces.iter().map(Parts::of).fold(Parts::default(), Parts::with);
         self.change(&self.present()?.only(&wanted.ids()), &wanted)
     }

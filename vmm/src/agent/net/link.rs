@@ -9,7 +9,7 @@ use futures_util::TryStreamExt;
 use ipnet::IpNet;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressScope};
 use rtnetlink::packet_route::link::LinkAttribute;
-use rtnetlink::packet_route::neighbour::{NeighbourFlags, NeighbourState};
+use rtnetlink::packet_route::neighbour::NeighbourState;
 use rtnetlink::packet_route::route::RouteScope;
 use rtnetlink::{Handle, LinkUnspec, RouteMessageBuilder};
 
@@ -83,14 +83,13 @@ pub(super) fn connect(interface: &Interface) -> Result<(), LinkError> {
             add.link_layer_address(&mac.0).replace().execute()
         };
         if let Some(net) = interface.ipv4() {
-            let mut address = handle.address().add(index, GATEWAY4.into(), 32).replace();
-            address.message_mut().header.scope = AddressScope::Link;
-            address.execute().await.map_err(failed("give the IPv4 gateway's address to", &tap))?;
+            // The second is for guests whose configuration knows no gateway outside their subnet.
+            for gateway in [GATEWAY4.into(), ipam::gateway(&net.into())] {
+                let mut address = handle.address().add(index, gateway, 32).replace();
+                address.message_mut().header.scope = AddressScope::Link;
+                address.execute().await.map_err(failed("give an IPv4 gateway's address to", &tap))?;
+            }
             neighbour(net.addr().into()).await.map_err(failed("add the IPv4 neighbour of", &tap))?;
-            // A guest whose configuration knows no other gateway finds this one.
-            let gateway = ipam::gateway(&net.into());
-            let proxy = handle.neighbours().add(index, gateway).flags(NeighbourFlags::Proxy).replace();
-            proxy.execute().await.map_err(failed("answer ARP for the gateway of the subnet of", &tap))?;
             let route = RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(net.addr(), 32);
             let route = route.output_interface(index).scope(RouteScope::Link).pref_source(GATEWAY4).build();
             let add = handle.route().add(route).replace().execute();
@@ -150,13 +149,18 @@ pub(super) fn remove(name: &str) -> Result<(), LinkError> {
     })
 }
 
-/// The networks that the host itself is in; what is on our TAPs and on no network is not among them.
+/// The networks that the host itself is in; what is on our TAPs, and what no guest can reach anyway, is not among them.
 pub(super) fn host_networks() -> Result<Vec<IpNet>, LinkError> {
     block_on(async |handle| {
         let mut found = Vec::new();
         let mut addresses = handle.address().get().execute();
         while let Some(message) = addresses.try_next().await.map_err(failed("list", "addresses"))? {
             let prefix_len = message.header.prefix_len;
+            let ours =
+                |a: &AddressAttribute| matches!(a, AddressAttribute::Label(l) if l.starts_with(TAP_PREFIX));
+            if message.attributes.iter().any(ours) {
+                continue;
+            }
             found.extend(message.attributes.into_iter().filter_map(|attribute| match attribute {
                 AddressAttribute::Address(address) => IpNet::new(address, prefix_len).ok(),
                 _ => None,
