@@ -17,7 +17,7 @@ fn folded(mut sum: u32) -> [u8; 2] {
     while sum > 0xffff {
         sum = (sum & 0xffff) + (sum >> 16);
     }
-    (!(sum as u16)).to_be_bytes()
+    (!u16::try_from(sum).unwrap()).to_be_bytes()
 }
 
 /// An IP packet (EtherType and body) whose payload has its checksum at `checksum_at`.

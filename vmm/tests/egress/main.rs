@@ -26,7 +26,9 @@ mod world;
 
 use std::io::Write;
 use std::process::Command;
-use std::sync::OnceLock;
+use std::sync::{OnceLock, PoisonError, RwLock};
+
+use nix::sched::{CloneFlags, unshare};
 
 /// Says something that the test harness does not swallow.
 fn say(text: &str) {
@@ -54,14 +56,28 @@ fn plays() -> bool {
     })
 }
 
+/// Tests that measure have the others wait.
+static AT_ONCE: RwLock<()> = RwLock::new(());
+
 /// Runs a test on a thread, and so in a network namespace, of its own.
 fn play(test: impl FnOnce() + Send + 'static) {
+    let _others = AT_ONCE.read().unwrap_or_else(PoisonError::into_inner);
+    play_now(test);
+}
+
+/// The same, while no other test is run.
+fn play_alone(test: impl FnOnce() + Send + 'static) {
+    let _none = AT_ONCE.write().unwrap_or_else(PoisonError::into_inner);
+    play_now(test);
+}
+
+fn play_now(test: impl FnOnce() + Send + 'static) {
+    let played = move || {
+        unshare(CloneFlags::CLONE_NEWNET).unwrap();
+        test();
+    };
     if plays()
-        && let Err(panic) = std::thread::spawn(move || {
-            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
-            test();
-        })
-        .join()
+        && let Err(panic) = std::thread::spawn(played).join()
     {
         std::panic::resume_unwind(panic);
     }

@@ -1,9 +1,10 @@
 //! Who reaches whom.
 
-use super::frames::{ACK, BROADCAST, SYN, arp, arp_reply, ethernet, icmp, nd_body, tcp};
+use super::frames::{ACK, BROADCAST, SYN, arp, arp_reply, ethernet, icmp, nd_body, tcp, udp};
 use super::play;
-use super::world::{DENIED, DOMESTIC, FOREIGN, Guest, HOST, METADATA, PRIVATE, World, addr};
+use super::world::{DENIED, DOMESTIC, FOREIGN, Guest, HOST, METADATA, PORT, PRIVATE, World, addr};
 use vmm::agent::net::model::{EgressClass, GATEWAY_MAC, GATEWAY4, GATEWAY6};
+use vmm::agent::net::{HostNet, Setup};
 
 fn each_target_is_reached_as_the_class_says(class: EgressClass) {
     let world = World::new();
@@ -154,5 +155,25 @@ fn bytes_are_counted_by_where_they_go() {
         assert_eq!((count(traffic.isolated.sent), count(traffic.isolated.received)), ((1, 100), (0, 0)));
         assert_eq!(count(all[&neighbour.id()].isolated.received), (1, 100));
         assert_eq!(world.net.unplug(&guest.interface).unwrap(), traffic, "the last reading is handed over");
+    });
+}
+
+#[test]
+fn who_hides_behind_the_host_is_answered_where_nobody_knows_its_subnet() {
+    play(|| {
+        let world = World::new();
+        let guest = world.guest("a", 2, EgressClass::International);
+        let to = addr(FOREIGN[0]);
+        world.forget_the_way_back();
+        let lost = world.payload();
+        guest.say(to, &lost);
+        let hidden = HostNet::new(Setup { masquerade: true, ..world.setup.clone() });
+        hidden.prepare().unwrap();
+        let payload = world.payload();
+        // Another flow: the one before was not translated, and is not.
+        guest.send(udp((guest.ipv4().into(), 4001), (to, PORT), &payload));
+        guest.wait_for_echo(to, &payload);
+        hidden.prepare().unwrap();
+        world.net.prepare().unwrap();
     });
 }

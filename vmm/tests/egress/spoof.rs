@@ -4,16 +4,11 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use super::frames::{BROADCAST, arp, arp_reply, ethernet, icmp, nd_body, udp};
 use super::play;
-use super::world::{DOMESTIC, Guest, PORT, World, addr, sh};
+use super::world::{DOMESTIC, Guest, PORT, World, addr, neighbours, sh};
 use vmm::agent::net::model::{EgressClass, GATEWAY_MAC, GATEWAY4, GATEWAY6};
 
 fn two(world: &World) -> (Guest, Guest) {
     (world.guest("a", 2, EgressClass::International), world.guest("a", 3, EgressClass::International))
-}
-
-/// The host's neighbour entries of its TAPs.
-fn neighbours() -> Vec<String> {
-    sh("ip neigh show nud all").lines().filter(|line| line.contains("yun")).map(str::to_owned).collect()
 }
 
 #[test]
@@ -36,6 +31,12 @@ fn a_packet_with_anothers_mac_or_address_goes_nowhere() {
             assert!(!say(liar.mac(), addr(outside)), "an address of nobody here");
             let unspecified = if to.is_ipv4() { "0.0.0.0" } else { "::" };
             assert!(!say(liar.mac(), addr(unspecified)));
+            // Behind a VLAN tag of priority alone, which the host takes off.
+            let payload = world.payload();
+            let (kind, packet) = udp((victim.like(to), 4000), (to, PORT), &payload);
+            let tagged = [&[0, 0][..], &kind.to_be_bytes(), &packet].concat();
+            liar.send_frame(&ethernet(GATEWAY_MAC.0, liar.mac(), 0x8100, &tagged));
+            assert!(!world.served(&payload));
         }
         let (payload, to) = (world.payload(), addr(DOMESTIC[1]));
         let link_local = liar.id().mac().link_local();

@@ -26,7 +26,7 @@ use vmm::agent::net::{HostNet, Setup};
 use super::frames::{self, MacBytes, Seen, ethernet};
 
 /// How long anything may take that has no reason to take long.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(20);
 /// The port of all servers.
 pub const PORT: u16 = 7;
 
@@ -39,6 +39,12 @@ pub fn sh(commands: &str) -> String {
     let output = Command::new("sh").args(["-ec", commands]).output().unwrap();
     assert!(output.status.success(), "{commands}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
+}
+
+/// The host's neighbour entries on guests' links; those of groups come and go.
+pub fn neighbours() -> Vec<String> {
+    let ours = |line: &&str| line.contains(" dev yun") && !line.contains("NOARP");
+    sh("ip neigh show nud all; ip -6 neigh show nud all").lines().filter(ours).map(str::to_owned).collect()
 }
 
 type Job = Box<dyn FnOnce() + Send>;
@@ -214,6 +220,7 @@ pub struct World {
     witness: Option<Guest>,
     namespaces: [Namespace; 2],
     serial: Cell<u32>,
+    cpus: CpuSet,
     _lists: TempDir,
 }
 
@@ -315,6 +322,7 @@ impl World {
             witness: None,
             namespaces,
             serial: Cell::new(0),
+            cpus: allowed,
             _lists: lists,
         };
         world.witness = Some(world.guest("w", 2, EgressClass::International));
@@ -365,6 +373,16 @@ impl World {
     pub fn served(&self, payload: &[u8]) -> bool {
         self.fence();
         [&self.host, &self.domestic, &self.foreign].iter().any(|servers| servers.got(payload))
+    }
+
+    /// Lets what the calling thread starts run on all CPUs again. Nothing can be told of what did not arrive then.
+    pub fn unpin(&self) {
+        sched_setaffinity(Pid::from_raw(0), &self.cpus).unwrap();
+    }
+
+    /// The foreign Internet has no route to tenants' IPv4 prefixes any more.
+    pub fn forget_the_way_back(&self) {
+        self.namespaces[1].run(|| sh("ip -4 route del default"));
     }
 
     /// A TCP listener in the domestic Internet.

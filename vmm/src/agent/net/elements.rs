@@ -14,6 +14,10 @@ use utoipa::ToSchema;
 
 use super::model::{EgressClass, Interface, InterfaceId};
 
+/// Most flows that the host tracks at once for one interface. Its table, by default of 65,536 flows or more, is shared; only
+/// what guests begin themselves is in it.
+pub const FLOWS_MAX: u32 = 8192;
+
 /// Which way, seen from the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Direction {
@@ -267,6 +271,16 @@ pub(super) fn class_change(id: InterfaceId, class: EgressClass) -> String {
         let _ = writeln!(script, "add element inet yun {map} {{ {} }}", element.render(true));
     }
     script
+}
+
+/// The commands that end the count of an interface's flows. The kernel makes such an element with the first flow and takes it
+/// away some time after the last, so it may be there or not: it is added, which is no error if it is, and deleted.
+pub(super) fn end_flow_count(id: InterfaceId) -> String {
+    let tap = id.tap();
+    format!(
+        "add element inet yun flows {{ \"{tap}\" ct count over {FLOWS_MAX} }}\n\
+         delete element inet yun flows {{ \"{tap}\" }}\n"
+    )
 }
 
 /// What was counted.

@@ -13,7 +13,7 @@ use utoipa::ToSchema;
 
 use crate::host::tap::Tap;
 
-use super::elements::{Parts, Traffic, class_change, parse_counters};
+use super::elements::{Parts, Traffic, class_change, end_flow_count, parse_counters};
 use super::link::{self, LinkError};
 use super::list::{ListError, ListKind, SignedList};
 use super::model::{EgressClass, Interface, InterfaceId, Subnet};
@@ -212,7 +212,8 @@ impl HostNet {
 
     /// Takes an interface out of the ruleset, whatever is there of it.
     fn forget(&self, interface: &Interface) -> Result<(), NetError> {
-        let script = Parts::change(&Parts::of(interface), &Parts::default());
+        let elements = Parts::change(&Parts::of(interface), &Parts::default());
+        let script = elements + &end_flow_count(interface.id());
         match nft::apply(&self.setup.nft, "remove an interface", &script) {
             Ok(()) => Ok(()),
             Err(NftError::Refused { .. }) => self.clear(interface.id()),

@@ -28,19 +28,20 @@
 //! - What an interface is in the rules is elements of sets and maps; rules never change. A change is one transaction of `nft`.
 //! - A guest's link-local IPv6 address is the one that follows from its MAC (EUI-64); it is good for asking for the gateway,
 //!   nothing else. The neighbour entries of guests are permanent, so nobody can fill the host's table.
+//! - A guest has at most as many flows at once as it may ([`FLOWS_MAX`]): the host's table of them is everybody's.
 //! - Others' forwarding is left as it was: if there was none, [`HostNet::prepare`] keeps it so, though it turns the kernel's on.
 //! - Frames that are neither ARP nor IP have no one on the host who takes them.
 //!
 //! | room | one idea |
 //! |---|---|
 //! | [`model`] | interfaces, subnets, classes: checked values |
-//! | [`ranges`] | what is special whatever a list says |
+//! | `ranges` | what is special whatever a list says |
 //! | [`ipam`] | the next free address |
 //! | [`list`] | signed lists of prefixes |
-//! | [`elements`] | what the ruleset has of an interface, and the difference of two states |
-//! | [`ruleset`] | the base, tenants' prefixes and lists as text for `nft` |
+//! | `elements` | what the ruleset has of an interface, and the difference of two states |
+//! | `ruleset` | the base, tenants' prefixes and lists as text for `nft` |
 //! | [`guest`] | what the guest is told |
-//! | [`nft`], [`link`], [`sysctl`] | how the host is told |
+//! | `nft`, `link`, `sysctl` | how the host is told |
 //! | [`host`] | all of it in force: [`HostNet`] |
 
 mod elements;
@@ -55,7 +56,7 @@ mod ranges;
 mod ruleset;
 mod sysctl;
 
-pub use elements::{BothWays, Count, Traffic};
+pub use elements::{BothWays, Count, FLOWS_MAX, Traffic};
 pub use host::{HostNet, Leftover, NetError, Setup, Versions};
 pub use link::LinkError;
 pub use nft::NftError;

@@ -9,7 +9,7 @@ use std::fmt::{Display, Write};
 
 use ipnet::IpNet;
 
-use super::elements::{Direction, Set};
+use super::elements::{Direction, FLOWS_MAX, Set};
 use super::list::{ListKind, PrefixList};
 use super::model::{EgressClass, GATEWAY4, GATEWAY6, Subnet};
 use super::ranges;
@@ -27,6 +27,11 @@ pub(super) struct Base {
 
 /// What every guest may ask neighbour discovery for: the gateway, at its address or at its solicited-node group.
 const GATEWAY6_GROUP: &str = "ff02::1:ff00:1";
+
+/// Drops what would be let through but is one flow too many.
+fn few_flows() -> String {
+    format!("ct state new add @flows {{ iifname ct count over {FLOWS_MAX} }} drop")
+}
 
 fn joined<T: Display>(items: impl IntoIterator<Item = T>) -> String {
     items.into_iter().map(|item| item.to_string()).collect::<Vec<_>>().join(", ")
@@ -62,6 +67,7 @@ pub(super) fn base(base: Base) -> String {
         let definition = format!("type ipv{family}_addr . ipv{family}_addr; flags interval;");
         line(&format!("add set inet yun pairs{family} {{ {definition} }}"));
     }
+    line("add set inet yun flows { type ifname; size 65535; flags dynamic; }");
     line("add set arp yun pairs { type ipv4_addr . ipv4_addr; flags interval; }");
 
     let mut chain = |table: &str, name: &str, hook: &str, rules: &[String]| {
@@ -82,7 +88,9 @@ pub(super) fn base(base: Base) -> String {
             let name = direction.name();
             chain("inet yun", &format!("{name}_{class}"), "", &[]);
             let counted = format!("counter name {} map @count_{name}_{class} accept", peer(direction));
-            chain("inet yun", &format!("pass_{name}_{class}"), "", &[counted, "drop".to_owned()]);
+            let few = matches!(direction, Direction::Out).then(few_flows);
+            let rules: Vec<String> = few.into_iter().chain([counted, "drop".to_owned()]).collect();
+            chain("inet yun", &format!("pass_{name}_{class}"), "", &rules);
         }
     }
     for (name, hook, rules) in [
@@ -220,7 +228,8 @@ fn from_guest() -> Vec<String> {
 fn own_tenant() -> Vec<String> {
     let counted = ["iifname map @count_out_isolated", "oifname map @count_in_isolated"]
         .map(|c| format!("counter name {c}"));
-    vec![format!("oifname \"yun*\" {} accept", counted.join(" ")), "drop".to_owned()]
+    let pass = format!("oifname \"yun*\" {} accept", counted.join(" "));
+    vec![few_flows(), pass, "drop".to_owned()]
 }
 
 /// From the outside come only answers, and only from where the class lets the guest send to.
