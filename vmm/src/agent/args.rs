@@ -1,11 +1,14 @@
 //! The command line of `yund`.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Parser;
+use ed25519_dalek::VerifyingKey;
 
 use super::config::Config;
+use super::net::list::parse_key;
 
 /// Where the socket is unless told otherwise.
 pub const SOCKET_DEFAULT: &str = "/run/yun/yund.sock";
@@ -60,9 +63,21 @@ pub struct Args {
     /// Have no networks: VMs with interfaces are refused, and neither nft nor /dev/net/tun is needed
     #[arg(long)]
     pub no_network: bool,
-    /// Public key that lists of prefixes are signed with, 64 hexadecimal digits; without it none is taken
-    #[arg(long, value_name = "HEX")]
-    pub list_key: Option<String>,
+    /// Interface by which guests' packets leave the server; repeatable. Without any: that of the default route
+    #[arg(long, value_name = "NAME")]
+    pub uplink: Vec<String>,
+    /// Hide tenants' IPv4 addresses behind the host's on the way out
+    #[arg(long)]
+    pub masquerade: bool,
+    /// Name server that guests are told of; repeatable
+    #[arg(long, value_name = "ADDRESS")]
+    pub nameserver: Vec<IpAddr>,
+    /// Public key, of which one signs each list of prefixes, 64 hexadecimal digits; repeatable. Without any none is taken
+    #[arg(long, value_name = "HEX", value_parser = parse_key)]
+    pub list_key: Vec<VerifyingKey>,
+    /// The `nft` program
+    #[arg(long, value_name = "FILE", default_value = "/usr/sbin/nft")]
+    pub nft: PathBuf,
     /// Seconds between two records of usage
     #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=3600))]
     pub usage_interval: u64,
@@ -114,7 +129,11 @@ impl Args {
             memory_overcommit_percent: self.overcommit_memory,
             disk_overcommit_percent: self.overcommit_disk,
             network: !self.no_network,
-            list_key: self.list_key.clone(),
+            uplinks: self.uplink.clone(),
+            masquerade: self.masquerade,
+            nameservers: self.nameserver.clone(),
+            list_keys: self.list_key.clone(),
+            nft: self.nft.clone(),
             usage_interval: Duration::from_secs(self.usage_interval),
             vmm_timeout: Duration::from_millis(self.vmm_timeout_ms),
             starts_at_once: usize::from(self.starts_at_once),

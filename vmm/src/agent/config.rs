@@ -1,7 +1,10 @@
 //! How an agent is told to work.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
+
+use ed25519_dalek::VerifyingKey;
 
 /// Everything `yund`'s command line decides.
 #[derive(Clone, Debug)]
@@ -32,8 +35,16 @@ pub struct Config {
     pub disk_overcommit_percent: u64,
     /// Whether there are networks; without, interfaces are refused.
     pub network: bool,
-    /// Key that signs lists of prefixes, as 64 hexadecimal digits; without it none is taken.
-    pub list_key: Option<String>,
+    /// Interfaces by which guests' packets leave the server; that of the default route, if there is none.
+    pub uplinks: Vec<String>,
+    /// Whether tenants' IPv4 addresses are hidden behind the host's on the way out.
+    pub masquerade: bool,
+    /// Name servers that guests are told of.
+    pub nameservers: Vec<IpAddr>,
+    /// Keys of which one signs each list of prefixes; without any none is taken.
+    pub list_keys: Vec<VerifyingKey>,
+    /// The `nft` program.
+    pub nft: PathBuf,
     /// How often usage is recorded.
     pub usage_interval: Duration,
     /// How long a VMM may take until its API answers, and for one request.
@@ -68,7 +79,11 @@ impl Config {
             memory_overcommit_percent: 100,
             disk_overcommit_percent: 200,
             network: true,
-            list_key: None,
+            uplinks: Vec::new(),
+            masquerade: false,
+            nameservers: Vec::new(),
+            list_keys: Vec::new(),
+            nft: "/usr/sbin/nft".into(),
             usage_interval: Duration::from_secs(30),
             vmm_timeout: Duration::from_secs(10),
             starts_at_once: 8,

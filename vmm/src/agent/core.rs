@@ -16,6 +16,8 @@ use super::events::{Events, Happened};
 use super::host::Resources;
 use super::images::Images;
 use super::model::{Denial, DenialCode, HostState, Name};
+use super::net::HostNet;
+use super::network;
 use super::operations::Operations;
 use super::records::{HostRecord, Runtime, SubnetRecord, TenantRecord, VmRecord, VolumeRecord, VolumeState};
 use super::state::{Key, State, VmEntry};
@@ -55,6 +57,8 @@ pub struct Agent {
     pub volumes: Volumes,
     /// What was asked, by whom, and what came of it.
     pub audit: AuditLog,
+    /// Guests' networks, if there are any.
+    pub(super) net: Option<HostNet>,
     /// What the host has.
     pub resources: Resources,
     /// Which boot of the host this is.
@@ -86,6 +90,9 @@ pub enum StartError {
     /// Images or volumes.
     #[error("{0}")]
     Files(String),
+    /// Networks.
+    #[error("{0}; --no-network does without")]
+    Network(String),
 }
 
 fn host<E: Into<io::Error>>(doing: impl Into<String>) -> impl FnOnce(E) -> StartError {
@@ -163,6 +170,7 @@ impl Agent {
         let options = audit::Options { file_len_max: AUDIT_FILE_LEN_MAX };
         let audit = AuditLog::open(&log, key, options).map_err(|e| files(&e))?;
         let resources = Resources::read(&config).map_err(host("find out what the host has"))?;
+        let net = config.network.then(|| network::of(&config)).transpose().map_err(StartError::Network)?;
         let agent = Arc::new(Self {
             events: Events::load(&store).await?,
             operations: Operations::default(),
@@ -176,6 +184,7 @@ impl Agent {
             images,
             volumes,
             audit,
+            net,
             resources,
             boot,
         });
@@ -223,6 +232,7 @@ impl Agent {
     async fn recover(self: &Arc<Self>) -> Result<(), StartError> {
         self.return_of_the_host().await?;
         self.finish_volumes().await;
+        self.network_in_force().await.map_err(StartError::Network)?;
         let keys: Vec<Key> = self.state().vms.keys().cloned().collect();
         let mut looking = tokio::task::JoinSet::new();
         for key in keys {

@@ -112,7 +112,7 @@ impl Agent {
         {
             counters.set(Meter::VcpuNs, ns);
         }
-        for interface in &record.interfaces {
+        for interface in &runtime.interfaces {
             for (class, sums) in traffic.of(&interface.tap) {
                 let add = |meter: Meter, more: u64, counters: &mut Counters| {
                     let so_far = counters.get(&meter).unwrap_or(0);
@@ -242,11 +242,18 @@ impl Agent {
         }
     }
 
+    /// A record of what was used up to now, before its network changes.
+    pub(super) async fn sample_before_change(self: &Arc<Self>, key: &Key, traffic: &Traffic) {
+        if let Err(why) = self.sample_vm(key, traffic, End::NotYet).await {
+            log::debug!("usage of {}/{}: {why}", key.0, key.1);
+        }
+    }
+
     /// The last record of an incarnation that has ended, before what counted for it is taken away.
     pub(super) async fn last_sample(self: &Arc<Self>, key: &Key, end: End) {
         let taps = {
             let state = self.state();
-            state.vms.get(key).is_some_and(|vm| !vm.record.interfaces.is_empty())
+            state.vms.get(key).is_some_and(|vm| !vm.runtime.interfaces.is_empty())
         };
         let traffic = if taps { self.traffic().await } else { Traffic::default() };
         // Its API is gone; time and network are counted to the end.

@@ -159,6 +159,8 @@ pub struct Runtime {
     pub restarts: u64,
     /// When it was first started, for its time to live.
     pub first_start: Option<FirstStart>,
+    /// The interfaces that this incarnation was given.
+    pub interfaces: Vec<InterfaceRecord>,
     /// Whether its vCPUs are to be taken as standing still.
     pub paused: bool,
     /// Whether this incarnation is to end and another to follow.

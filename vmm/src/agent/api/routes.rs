@@ -675,7 +675,7 @@ async fn audit(State(agent): Shared, Params(query): Params<AuditQuery>) -> Resul
 /// The lists of prefixes in force.
 #[utoipa::path(get, path = "/v1/network/lists", tag = "networks", responses((status = 200, body = Object)))]
 async fn lists(State(agent): Shared) -> Answer<serde_json::Value> {
-    Ok(Json(agent.lists()))
+    Ok(Json(blocking(move || agent.lists()).await?))
 }
 
 /// Puts a newer signed list in force, for all or not at all.

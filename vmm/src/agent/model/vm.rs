@@ -7,8 +7,10 @@ use utoipa::ToSchema;
 
 use super::Name;
 
-/// Where packets of an interface may go, besides the tenant's own VMs.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
+/// Where packets of an interface may go, besides the tenant's own VMs. Everything that is not allowed by it is dropped.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum EgressClass {
     /// Nowhere.

@@ -4,6 +4,7 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
+pub use super::super::model::EgressClass;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -77,36 +78,6 @@ pub enum ModelError {
         /// The tenant.
         tenant: String,
     },
-}
-
-/// How far an interface reaches. Everything that is not allowed by it is dropped.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema,
-)]
-#[serde(rename_all = "snake_case")]
-pub enum EgressClass {
-    /// The tenant's own VMs.
-    #[default]
-    Isolated,
-    /// Also the prefixes of the domestic list.
-    Domestic,
-    /// Also all other global unicast, but for what the zone denies to everybody.
-    International,
-}
-
-impl EgressClass {
-    /// All of them, from the narrowest.
-    pub const ALL: [Self; 3] = [Self::Isolated, Self::Domestic, Self::International];
-
-    /// As it is spelled in JSON and in the ruleset.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Isolated => "isolated",
-            Self::Domestic => "domestic",
-            Self::International => "international",
-        }
-    }
 }
 
 impl fmt::Display for EgressClass {

@@ -74,7 +74,11 @@ impl Agent {
     ///
     /// # Errors
     /// [`DenialCode::NotFound`], [`DenialCode::InUse`].
-    pub async fn delete_tenant(&self, name: &Name, requestor: &str) -> Result<(), Denial> {
+    pub async fn delete_tenant(
+        self: &std::sync::Arc<Self>,
+        name: &Name,
+        requestor: &str,
+    ) -> Result<(), Denial> {
         let _turn = self.admission.lock().await;
         let mut batch = Batch::new();
         {
@@ -99,10 +103,12 @@ impl Agent {
             detail: String::new(),
         };
         self.commit(batch, [happened]).await?;
-        let mut state = self.state();
-        state.tenants.remove(name);
-        state.subnets.retain(|(owner, _), _| owner != name);
-        Ok(())
+        {
+            let mut state = self.state();
+            state.tenants.remove(name);
+            state.subnets.retain(|(owner, _), _| owner != name);
+        }
+        self.subnets_in_force(None).await
     }
 
     /// Makes a subnet; whether it is new. One that has interfaces stays as it is.
@@ -110,7 +116,7 @@ impl Agent {
     /// # Errors
     /// [`DenialCode::Invalid`] if it overlaps another, [`DenialCode::InUse`], [`DenialCode::NotFound`].
     pub async fn put_subnet(
-        &self,
+        self: &std::sync::Arc<Self>,
         key: &Key,
         spec: SubnetSpec,
         requestor: &str,
@@ -144,6 +150,7 @@ impl Agent {
         };
         self.check_prefixes(key, &spec)?;
         let record = SubnetRecord { spec };
+        self.subnets_in_force(Some((key, &record.spec))).await?;
         let mut batch = Batch::new();
         batch.put(Table::Subnets, key_of(key), &record);
         let happened = Happened {
@@ -153,7 +160,10 @@ impl Agent {
             requestor: requestor.to_owned(),
             detail: String::new(),
         };
-        self.commit(batch, [happened]).await?;
+        if let Err(denial) = self.commit(batch, [happened]).await {
+            self.subnets_in_force(None).await?;
+            return Err(denial);
+        }
         self.state().subnets.insert(key.clone(), record);
         Ok((self.state().subnet_view(key)?, is_new))
     }
@@ -162,7 +172,11 @@ impl Agent {
     ///
     /// # Errors
     /// [`DenialCode::NotFound`], [`DenialCode::InUse`].
-    pub async fn delete_subnet(&self, key: &Key, requestor: &str) -> Result<(), Denial> {
+    pub async fn delete_subnet(
+        self: &std::sync::Arc<Self>,
+        key: &Key,
+        requestor: &str,
+    ) -> Result<(), Denial> {
         let _turn = self.admission.lock().await;
         let interfaces = self.state().subnet_view(key)?.interfaces;
         if interfaces > 0 {
@@ -180,7 +194,7 @@ impl Agent {
         };
         self.commit(batch, [happened]).await?;
         self.state().subnets.remove(key);
-        Ok(())
+        self.subnets_in_force(None).await
     }
 }
 

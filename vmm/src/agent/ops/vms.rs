@@ -14,12 +14,12 @@ use super::super::model::{
 };
 use super::super::operations::{About, Op, new_id};
 use super::super::progress::Work;
-use super::super::records::{InterfaceRecord, Phase, Runtime, VmRecord, VolumeState};
+use super::super::records::{Phase, Runtime, VmRecord, VolumeState};
 use super::super::seed::{self, Seed};
 use super::super::state::{Key, State, VmEntry};
 use super::super::steps::reached;
 use super::super::store::{Batch, Table};
-use super::super::vms::launch::{DiskPart, NetPart, Parts};
+use super::super::vms::launch::{DiskPart, Parts};
 use super::super::vms::live::Live;
 use super::super::vms::supervise;
 use super::volumes::drive_id;
@@ -194,7 +194,7 @@ impl Agent {
             state.admit_vm(&key.0, old.map(|record| &record.spec), &put.spec, limits)?;
         }
         let id = old.map_or_else(|| new_id("vm"), |record| record.id.clone());
-        let interfaces = self.choose_interfaces(key, &id, &put.spec, old)?;
+        let interfaces = self.choose_interfaces(key, &put.spec, old)?;
         let slot = old.map_or_else(|| self.state().free_slot(), |record| record.slot);
         let record = VmRecord {
             tenant: key.0.clone(),
@@ -218,11 +218,17 @@ impl Agent {
             let entry = VmEntry { record, runtime: runtime.unwrap_or_default(), live };
             return Ok((entry.view(), before.is_none()));
         }
-        if let Some(old) = old {
-            self.change_classes(old, &record).await?;
+        let changed = self.change_classes(key, &record.interfaces).await?;
+        match self.store_vm(key, record, requestor).await {
+            Ok(vm) => Ok((vm, before.is_none())),
+            Err(denial) => {
+                // What is not stored is not in force.
+                if changed && let Some(old) = old {
+                    self.change_classes(key, &old.interfaces).await?;
+                }
+                Err(denial)
+            }
         }
-        let vm = self.store_vm(key, record, requestor).await?;
-        Ok((vm, before.is_none()))
     }
 
     /// Stores a VM's record, and sets its task to work. Under the admission lock.
@@ -259,7 +265,9 @@ impl Agent {
         let mut state = self.state();
         if let Some(vm) = state.vms.get_mut(key) {
             vm.record = record;
-            vm.runtime = caught_up.unwrap_or_else(|| vm.runtime.clone());
+            if let Some(runtime) = caught_up {
+                vm.runtime = runtime;
+            }
             drop(saving);
             vm.live.changed.notify_one();
             return Ok(vm.view());
@@ -523,7 +531,7 @@ impl Agent {
         let mut kernel_args = vec![manifest.kernel_args.clone(), record.spec.kernel_args.clone()];
         kernel_args.extend(ip_arg.filter(|_| manifest.wants_ip));
         kernel_args.retain(|args| !args.is_empty());
-        let nets = self.plug(&record.interfaces, record)?;
+        let nets = self.plug(record)?;
         Ok(Parts {
             vcpus: record.spec.vcpus,
             memory_mib: record.spec.memory_mib,
@@ -533,10 +541,5 @@ impl Agent {
             disks,
             nets,
         })
-    }
-
-    fn plug(&self, interfaces: &[InterfaceRecord], _record: &VmRecord) -> Result<Vec<NetPart>, Denial> {
-        debug_assert!(interfaces.is_empty());
-        Ok(Vec::new())
     }
 }

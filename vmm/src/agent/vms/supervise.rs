@@ -359,10 +359,10 @@ impl Task {
         self.live.does(Activity::Starting);
         let agent = Arc::clone(&self.agent);
         let Ok(_permit) = agent.starts.acquire().await else { return };
-        let generation = {
+        let (generation, interfaces) = {
             let state = agent.state();
             let Some(vm) = state.vms.get(&self.key) else { return };
-            vm.record.generation
+            (vm.record.generation, vm.record.interfaces.clone())
         };
         // What is wanted may have changed while it waited for its turn.
         if self.facts().is_none_or(|(facts, _)| facts.step() != Step::Start) {
@@ -378,6 +378,7 @@ impl Task {
                     last_end: runtime.last_end.clone(),
                     restarts: runtime.restarts,
                     first_start: runtime.first_start.clone(),
+                    interfaces: interfaces.clone(),
                     ..Runtime::default()
                 };
             },
@@ -613,7 +614,7 @@ impl Task {
         }) else {
             return;
         };
-        self.agent.unplug(&record).await;
+        self.agent.unplug(runtime.interfaces.clone(), &record).await;
         reached("end.unplugged");
         let other_boot = runtime.process.as_ref().is_some_and(|process| process.boot != self.agent.boot);
         let end = match &failure {
@@ -651,6 +652,7 @@ impl Task {
             |runtime| {
                 runtime.phase = Phase::Stopped;
                 runtime.process = None;
+                runtime.interfaces.clear();
                 runtime.paused = false;
                 runtime.since = clock::now();
                 runtime.started_at = None;
