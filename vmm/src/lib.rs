@@ -21,6 +21,7 @@
 //! | [`mem`] | guest RAM on the host, vectored I/O into it; `unsafe` |
 //! | [`host`] | disk images, TAP devices, the console's ends; `unsafe` for the TAP's ioctls |
 //! | [`sandbox`] | what a VMM can reach and may do: jails and cgroups, seccomp and Landlock; `unsafe` |
+//! | [`cli`] | `yun`, the shell: asks the agent over its socket, and knows only its wire types ([`agent::model`]) |
 //! | [`events`], [`metrics`], [`logger`] | what happened, how often, and in words |
 //!
 //! # Threads
@@ -44,6 +45,7 @@ pub mod api;
 pub mod arch;
 pub mod args;
 pub mod boot;
+pub mod cli;
 pub mod control;
 pub mod events;
 pub mod host;

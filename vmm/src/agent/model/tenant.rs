@@ -106,6 +106,13 @@ pub struct Subnet {
     pub interfaces: u64,
 }
 
+impl From<Tenant> for TenantSpec {
+    /// What was put to make it what it is.
+    fn from(tenant: Tenant) -> Self {
+        Self { quota: tenant.quota, access: tenant.access, egress: tenant.egress }
+    }
+}
+
 /// A tenant.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Tenant {
