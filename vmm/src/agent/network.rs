@@ -118,9 +118,10 @@ impl Agent {
         done.await.map_err(|denial| denial.message)
     }
 
-    pub(super) fn check_prefixes(&self, key: &Key, spec: &SubnetSpec) -> Result<(), Denial> {
-        let Some(net) = &self.net else { return Ok(()) };
-        let host = net.host_networks().map_err(|error| denied(&error))?;
+    /// Whether a subnet keeps clear of the host's own networks.
+    pub(super) async fn check_prefixes(&self, key: &Key, spec: &SubnetSpec) -> Result<(), Denial> {
+        let Some(net) = self.net.clone() else { return Ok(()) };
+        let host = blocking(move || net.host_networks().map_err(|error| denied(&error))).await?;
         for subnet in [spec.ipv4.map(IpNet::from), spec.ipv6.map(IpNet::from)].into_iter().flatten() {
             let subnet =
                 Subnet::new(key.0.as_str(), subnet).map_err(|error| Denial::invalid(error.to_string()))?;

@@ -345,7 +345,10 @@ impl VmEntry {
                 state,
                 reason: reason(record, runtime, state, &activity),
                 since: runtime.since.clone(),
-                observed_generation: runtime.observed_generation,
+                observed_generation: match runtime.phase {
+                    Phase::Stopped => record.generation,
+                    _ => runtime.observed_generation,
+                },
                 incarnation: runtime.incarnation,
                 pid: runtime.process.as_ref().map(|process| process.pid),
                 started_at: runtime.started_at.clone(),

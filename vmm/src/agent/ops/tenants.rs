@@ -148,7 +148,7 @@ impl Agent {
             check_subnet(&spec, &others)?;
             before.is_none()
         };
-        self.check_prefixes(key, &spec)?;
+        self.check_prefixes(key, &spec).await?;
         let record = SubnetRecord { spec };
         self.subnets_in_force(Some((key, &record.spec))).await?;
         let mut batch = Batch::new();
