@@ -5,10 +5,12 @@
 //! ```text
 //!   bin/yun-vmm ──> api ──> control ──> machine ──> { vcpu, boot, arch, kvm, mem, host } ──> devices (its own crate)
 //!                    └───────> spec <──────┘        events, metrics, logger, output: leaves that anybody may use
+//!   bin/yund ──> agent ──> { spec, sandbox (locks of jails), host::peer }       bin/yun ──> cli ──> agent::model (its words)
 //!   bin/yun-jailer ──> jailer_args ──> sandbox ──> spec (the id): has nothing to do with the above until it executes it
 //! ```
 //! | room | one idea |
 //! |---|---|
+//! | [`agent`] | many VMs on one host: tenants, store, supervision, images, volumes, networks, usage, audit; talks to a VMM only through its socket |
 //! | [`args`], [`jailer_args`] | the command lines of `yun-vmm` and `yun-jailer` |
 //! | [`spec`] | what can be asked for: JSON bodies and checked values; no I/O |
 //! | [`api`] | HTTP on the socket; a request becomes a [`control::Command`], an answer becomes a reply |
@@ -19,7 +21,7 @@
 //! | [`arch`] | address map, CPUID, registers, ACPI and MP tables: data in, data out |
 //! | [`kvm`] | ioctls; `unsafe` |
 //! | [`mem`] | guest RAM on the host, vectored I/O into it; `unsafe` |
-//! | [`host`] | disk images, TAP devices, the console's ends; `unsafe` for the TAP's ioctls |
+//! | [`host`] | disk images, TAP devices, the console's ends, who is at the other end of a socket; `unsafe` for two system calls |
 //! | [`sandbox`] | what a VMM can reach and may do: jails and cgroups, seccomp and Landlock; `unsafe` |
 //! | [`cli`] | `yun`, the shell: asks the agent over its socket, and knows only its wire types ([`agent::model`]) |
 //! | [`events`], [`metrics`], [`logger`] | what happened, how often, and in words |

@@ -9,7 +9,7 @@ use super::Name;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ImageImport {
-    /// Its name. An image that had it keeps only its id.
+    /// Its name, which no other image has.
     pub name: Name,
     /// The kernel's file: ELF or bzImage.
     pub kernel: String,

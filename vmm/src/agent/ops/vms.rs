@@ -218,10 +218,30 @@ impl Agent {
             let entry = VmEntry { record, runtime: runtime.unwrap_or_default(), live };
             return Ok((entry.view(), before.is_none()));
         }
-        let changed = self.change_classes(key, &record.interfaces).await?;
-        match self.store_vm(key, record, requestor).await {
-            Ok(vm) => Ok((vm, before.is_none())),
+        let op = self.operations.begin(About {
+            kind: OperationKind::VmReconcile,
+            tenant: Some(key.0.clone()),
+            target: key.1.to_string(),
+            unit: "steps",
+            cancellable: true,
+            requestor: requestor.to_owned(),
+        })?;
+        let changed = match self.change_classes(key, &record.interfaces).await {
+            Ok(changed) => changed,
             Err(denial) => {
+                op.end(Err(denial.clone()));
+                return Err(denial);
+            }
+        };
+        match self.store_vm(key, record, requestor).await {
+            Ok(_) => {
+                let state = self.state();
+                let vm = state.vm(key)?;
+                vm.live.begin(op);
+                Ok((vm.view(), before.is_none()))
+            }
+            Err(denial) => {
+                op.end(Err(denial.clone()));
                 // What is not stored is not in force.
                 if changed && let Some(old) = old {
                     self.change_classes(key, &old.interfaces).await?;

@@ -55,7 +55,7 @@ pub struct ImageName {
 /// `yun image import`.
 #[derive(Debug, Args)]
 pub struct ImageImport {
-    /// Its name; an image that had it keeps only its id
+    /// Its name, which no other image has
     pub name: Name,
     /// The kernel: ELF or bzImage
     #[arg(long, value_name = "FILE")]
