@@ -320,6 +320,7 @@ impl Agent {
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
+            self.keep_network().await;
             self.sample_all().await;
         }
     }

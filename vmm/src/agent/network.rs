@@ -118,6 +118,28 @@ impl Agent {
         done.await.map_err(|denial| denial.message)
     }
 
+    /// Puts the rules in force again if somebody else has flushed them: without them guests' packets would be anybody's.
+    pub(super) async fn keep_network(self: &Arc<Self>) {
+        let Some(net) = self.net.clone() else { return };
+        match blocking(move || net.stands().map_err(|error| denied(&error))).await {
+            Ok(true) => return,
+            Ok(false) => log::error!("the rules for guests' packets are gone: they are put in force again"),
+            Err(denial) => return log::error!("whether the rules for guests' packets are there: {denial}"),
+        }
+        if let Err(why) = self.network_in_force().await {
+            return log::error!("the rules for guests' packets can't be put in force: {why}");
+        }
+        let happened = Happened {
+            kind: "network.restored",
+            requestor: AGENT.to_owned(),
+            detail: "somebody else had removed the rules for guests' packets".to_owned(),
+            ..Happened::default()
+        };
+        if let Err(denial) = self.commit(Batch::new(), [happened]).await {
+            log::error!("{denial}");
+        }
+    }
+
     /// Whether a subnet keeps clear of the host's own networks.
     pub(super) async fn check_prefixes(&self, key: &Key, spec: &SubnetSpec) -> Result<(), Denial> {
         let Some(net) = self.net.clone() else { return Ok(()) };

@@ -101,9 +101,7 @@ fn try_elsewhere(copy: &Path) -> Result<(), String> {
 fn socket(args: &Args) -> Result<UnixListener, String> {
     let mut passed = sd_notify::listen_fds().map_err(|error| format!("LISTEN_FDS: {error}"))?;
     match passed.next() {
-        Some(fd) => {
-            Ok(UnixListener::from(vmm::sandbox::descriptors::inherited(fd).map_err(|e| e.to_string())?))
-        }
+        Some(fd) => Ok(UnixListener::from(vmm::sandbox::descriptors::copy(fd).map_err(|e| e.to_string())?)),
         None => {
             if let Some(dir) = args.socket.parent() {
                 std::fs::create_dir_all(dir).map_err(|error| format!("{}: {error}", dir.display()))?;

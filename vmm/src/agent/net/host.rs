@@ -144,6 +144,19 @@ impl HostNet {
         Ok(versions)
     }
 
+    /// Whether the ruleset is there: somebody else may have flushed it all.
+    ///
+    /// # Errors
+    /// [`NetError::Nft`].
+    pub fn stands(&self) -> Result<bool, NetError> {
+        let known = nft::list(&self.setup.nft, "list tables", &["tables"])?;
+        let has = |family: &str| {
+            let tables = known["nftables"].as_array().into_iter().flatten().map(|object| &object["table"]);
+            tables.clone().any(|table| table["name"] == "yun" && table["family"] == family)
+        };
+        Ok(has("inet") && has("arp"))
+    }
+
     /// What the chain for others' packets was made with.
     fn no_transit(&self) -> Result<(bool, bool), NetError> {
         let chain = nft::list(&self.setup.nft, "list a chain", &["chain", "inet", "yun", "others"])?;

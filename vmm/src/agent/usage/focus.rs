@@ -146,7 +146,9 @@ pub fn rows<'a>(provider: &'a str, record: &'a Record) -> impl Iterator<Item = R
         let vm_id = if owner.vm_id.is_empty() { &owner.vm } else { &owner.vm_id };
         let (resource_id, resource_name, resource_type) = match meter.volume() {
             // Counted by itself it has its own name; with a VM it has none.
-            Some(volume) => (volume, if volume == owner.vm_id { owner.vm.as_str() } else { volume }, "Volume"),
+            Some(volume) => {
+                (volume, if volume == owner.vm_id { owner.vm.as_str() } else { volume }, "Volume")
+            }
             None => (vm_id.as_str(), owner.vm.as_str(), "Virtual Machine"),
         };
         let (service_category, service_name) = service(meter);

@@ -436,6 +436,10 @@ impl Task {
         reached("start.spawned");
         let pid = i32::try_from(child.id()).map_err(|error| error.to_string())?;
         let id = ProcessId::of(pid).map_err(|error| error.to_string())?;
+        // The agent may be spared when memory runs out; a guest is not. The janitor is its sibling, and stays as it is.
+        if let Err(error) = std::fs::write(format!("/proc/{pid}/oom_score_adj"), "0") {
+            log::debug!("{}: oom_score_adj: {error}", self.id);
+        }
         let handle = Handle::open(&id).map_err(|error| error.to_string())?;
         let client = self.client(incarnation);
         let Some(handle) = handle else {
