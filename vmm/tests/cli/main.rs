@@ -18,6 +18,7 @@ mod failures;
 mod fake;
 mod foreground;
 mod manifests;
+mod offline;
 mod operations;
 mod results;
 mod shells;

@@ -24,7 +24,7 @@ spec: {quota: {vms: 3}}
 fn what_a_file_describes_is_made_in_the_order_it_is_needed() {
     let fake = Fake::new();
     let tenant = json!({
-        "name": "acme", "quota": {"vms": 3}, "access": [], "created_at": "t",
+        "name": "acme", "quota": {"vms": 3}, "access": [], "egress": "isolated", "created_at": "t",
         "used": {"vms": 0, "vcpus": 0, "memory_mib": 0, "disk_mib": 0, "interfaces": 0}
     });
     fake.json("PUT /v1/tenants/acme", 200, tenant);

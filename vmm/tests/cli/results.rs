@@ -128,7 +128,7 @@ fn things_of_tenants_are_asked_for_where_they_are() {
 fn grants_and_quotas_change_what_they_name_and_nothing_else() {
     let fake = Fake::new();
     let tenant = json!({
-        "name": "acme", "quota": {"vms": 3, "vcpus": 8}, "access": [{"uid": 7, "role": "read"}], "created_at": "t",
+        "name": "acme", "quota": {"vms": 3, "vcpus": 8}, "access": [{"uid": 7, "role": "read"}], "egress": "isolated", "created_at": "t",
         "used": {"vms": 1, "vcpus": 2, "memory_mib": 3, "disk_mib": 4, "interfaces": 5}
     });
     fake.json("GET /v1/tenants/acme", 200, tenant.clone());
@@ -137,7 +137,7 @@ fn grants_and_quotas_change_what_they_name_and_nothing_else() {
     let line = "PUT /v1/tenants/acme";
     assert_eq!(
         fake.body(line),
-        json!({"quota": {"vcpus": 8, "memory_mib": 1024}, "access": [{"uid": 7, "role": "read"}]})
+        json!({"quota": {"vcpus": 8, "memory_mib": 1024}, "access": [{"uid": 7, "role": "read"}], "egress": "isolated"})
     );
     let said = run(&fake, &["tenant", "quota", "acme"]);
     assert!(said.out.contains("vms\t1 of 3\n"), "{said:?}");
