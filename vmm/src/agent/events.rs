@@ -48,7 +48,7 @@ pub struct Events {
     visible: watch::Sender<u64>,
 }
 
-/// An event on its way into the store. Dropped without [`Events::publish`] it never happened.
+/// An event on its way into the store. Dropped without [`Noted::publish`] it never happened.
 #[derive(Debug)]
 #[must_use]
 pub struct Noted<'a> {
