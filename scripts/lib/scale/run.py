@@ -112,7 +112,7 @@ class Scale:
         of_vmms = lambda: sum(map(traces.cpu_s, running))
         begin, cpu, woken, vmms = time.monotonic(), traces.cpu_s(pid), traces.switches(pid), of_vmms()
         time.sleep(self.options.idle)
-        cpu, woken, seconds = traces.cpu_s(pid) - cpu, traces.switches(pid) - woken, time.monotonic() - begin
+        cpu, woken, seconds = traces.cpu_s(pid) - cpu, (traces.switches(pid) - woken).total(), time.monotonic() - begin
         self.note(idle_percent=cpu * 100 / seconds, idle_wakeups_per_s=woken / seconds, idle_vmms_percent=(of_vmms() - vmms) * 100 / seconds)
         self.note(**{f"idle_{name}_mib": value for name, value in traces.memory_mib(pid).items()})
 

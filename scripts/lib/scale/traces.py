@@ -19,15 +19,15 @@ def cpu_s(pid):
 
 
 def switches(pid):
-    """How often threads of it went to sleep, which is how often they were woken."""
-    total = 0
+    """How often each thread of it went to sleep, which is how often it was woken."""
+    counts = collections.Counter()
     for task in os.listdir(f"/proc/{pid}/task"):
         try:
             with open(f"/proc/{pid}/task/{task}/status") as status:
-                total += sum(int(line.split()[1]) for line in status if line.startswith("voluntary_ctxt_switches"))
+                counts[task] = sum(int(line.split()[1]) for line in status if line.startswith("voluntary_ctxt_switches"))
         except FileNotFoundError:
             pass
-    return total
+    return counts
 
 
 def memory_mib(pid):
