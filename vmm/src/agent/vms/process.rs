@@ -67,14 +67,11 @@ impl Handle {
         &self.id
     }
 
-    /// Waits for its end.
+    /// Waits for its end, with all its threads: whoever is its parent can reap it at once then.
     pub async fn ended(&self) {
-        // A descriptor of a process is readable once it has ended, and stays so.
-        while self.id.lives() {
-            if self.fd.readable().await.is_err() {
-                return;
-            }
-        }
+        // A descriptor of a process is readable once it has ended, and stays so. It is asked first: /proc calls a process
+        // ended when its first thread has, while a guest's memory may take tens of milliseconds more.
+        while self.fd.readable().await.is_ok() && self.id.lives() {}
     }
 
     /// Ends it. One that has ended already is fine.

@@ -601,11 +601,13 @@ impl Task {
     /// `ran`: its guest ran.
     async fn ended(&mut self, failure: Option<String>, ran: bool) {
         reached("end.seen");
-        let status = match &mut self.incarnation {
-            Some(incarnation) => {
-                incarnation.pump.abort();
-                incarnation.child.as_mut().and_then(|child| child.wait().ok())
-            }
+        let child = self.incarnation.as_mut().and_then(|incarnation| {
+            incarnation.pump.abort();
+            incarnation.child.take()
+        });
+        let status = match child {
+            // Elsewhere: the kernel takes milliseconds to forget a process that much looked at, longer if the host is busy.
+            Some(mut child) => tokio::task::spawn_blocking(move || child.wait().ok()).await.ok().flatten(),
             None => None,
         };
         let seen = if self.incarnation.is_some() { End::Seen } else { End::Unseen };
