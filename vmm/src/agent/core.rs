@@ -243,6 +243,7 @@ impl Agent {
             });
         }
         while looking.join_next().await.is_some() {}
+        self.forget_closed().await;
         let batch = Batch::new();
         let happened = Happened {
             kind: "agent.started",

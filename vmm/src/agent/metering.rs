@@ -1,8 +1,9 @@
 //! Usage: counters of VMs and sizes of volumes, read now and then, and what they grew by as records.
 //!
 //! A record and the position it leads to are one commit: after any death of the agent the next sample goes on from the last
-//! position that was stored, so nothing is left out and nothing is counted twice. What a VMM counted after its last sample
-//! and before it died by force is lost, to the tenant's advantage.
+//! position that was stored, so nothing is left out and nothing is counted twice. The last position of what has ended is
+//! closed, and kept until its end itself is stored: who dies in between does not begin to count again. What a VMM counted
+//! after its last sample and before it died by force is lost, to the tenant's advantage.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -145,13 +146,17 @@ impl Agent {
     /// Records what was used since the last sample.
     async fn sample(
         &self,
-        mut position: Position,
+        position: Position,
         mut counters: Counters,
         levels: &Levels,
         at: Instant,
         is_last: bool,
     ) -> Result<(), Denial> {
         let incarnation = position.incarnation.clone();
+        if position.is_closed {
+            // An agent that died since has written the last record.
+            return Ok(());
+        }
         if at.boot_id == position.at.boot_id {
             levels.accrue(&position, &at, &mut counters);
         } else {
@@ -159,32 +164,44 @@ impl Agent {
             counters = Counters::default();
         }
         let sample = Sample { incarnation: incarnation.clone(), at, counters, is_last };
-        let (record, next) = match advance(&position, sample) {
+        let (record, mut next) = match advance(&position, sample) {
             Ok(advanced) => advanced,
             Err(error) => {
                 log::error!("usage of {incarnation}: {error}");
                 if !is_last {
                     return Ok(());
                 }
-                position.is_closed = true;
                 return self.forget_position(&incarnation).await;
             }
         };
+        // A volume outlives a boot, and the numbers of its records go on.
+        next.is_closed = is_last;
         let mut batch = Batch::new();
         batch.put(Table::Usage, format!("{:020}-{}", record.end_ns, record.id), &record);
-        if is_last {
-            batch.remove(Table::Samples, incarnation.as_str());
-        } else {
-            batch.put(Table::Samples, incarnation.as_str(), &next);
-        }
+        batch.put(Table::Samples, incarnation.as_str(), &next);
         self.commit(batch, None).await?;
-        let mut meters = self.meters();
-        if is_last {
-            meters.remove(&incarnation);
-        } else {
-            meters.insert(incarnation, next);
-        }
+        self.meters().insert(incarnation, next);
         Ok(())
+    }
+
+    /// Forgets where counting ended with everything that has ended: their ends are stored.
+    pub(super) async fn forget_closed(&self) {
+        let closed: Vec<String> = {
+            let meters = self.meters();
+            meters.values().filter(|p| p.is_closed).map(|p| p.incarnation.clone()).collect()
+        };
+        for incarnation in closed {
+            self.forget_ended(&incarnation).await;
+        }
+    }
+
+    /// Forgets where counting ended with an incarnation whose end is stored. If that fails, the next start of an agent does.
+    pub(super) async fn forget_ended(&self, incarnation: &str) {
+        if self.meters().contains_key(incarnation)
+            && let Err(denial) = self.forget_position(incarnation).await
+        {
+            log::warn!("usage of {incarnation}: {denial}");
+        }
     }
 
     async fn forget_position(&self, incarnation: &str) -> Result<(), Denial> {
@@ -231,10 +248,14 @@ impl Agent {
         // Nobody knows when one ended that ended unseen: not paid for.
         let mem_mib = if end == End::Unseen { 0 } else { record.spec.memory_mib };
         let levels = Levels { mem_mib, volume_bytes: BTreeMap::new() };
-        let (counters, failure) = match read {
+        let (mut counters, failure) = match read {
             Ok(counters) => (counters, None),
             Err(failure) => (Counters::default(), Some(failure)),
         };
+        // Threads of a process that is ending are gone one by one, and their time with them.
+        if let (Some(now), Some(before)) = (counters.get(&Meter::VcpuNs), position.totals.get(&Meter::VcpuNs)) {
+            counters.set(Meter::VcpuNs, now.max(before));
+        }
         let sampled = self.sample(position, counters, &levels, self.instant(), end != End::NotYet).await;
         sampled.map_err(|denial| denial.message)?;
         failure.map_or(Ok(()), Err)
@@ -293,11 +314,7 @@ impl Agent {
             return;
         }
         let levels = Levels { mem_mib: 0, volume_bytes: [(record.id.clone(), record.size_bytes)].into() };
-        // A boot that is over is closed, and counting begins anew.
-        let is_last = position.at.boot_id != self.boot;
-        if let Err(denial) =
-            self.sample(position, Counters::default(), &levels, self.instant(), is_last).await
-        {
+        if let Err(denial) = self.sample(position, Counters::default(), &levels, self.instant(), false).await {
             log::error!("usage of {}: {denial}", record.id);
         }
     }

@@ -194,6 +194,7 @@ impl Agent {
         batch.remove(Table::Volumes, key_of(key));
         self.commit(batch, [happened(key, "volume.deleted", requestor)]).await?;
         self.state().volumes.remove(key);
+        self.forget_ended(&id).await;
         Ok(())
     }
 

@@ -674,6 +674,7 @@ impl Task {
             told,
         )
         .await;
+        self.agent.forget_ended(&record.incarnation(runtime.incarnation)).await;
         reached("end.stored");
     }
 
