@@ -410,6 +410,7 @@ fn reason(record: &VmRecord, runtime: &Runtime, state: ActualState, activity: &A
         Activity::Silent(why) => {
             format!("its process lives and does not answer ({why}); nothing is done to it")
         }
+        _ if runtime.reset => "it is being reset".to_owned(),
         _ if state == wanted
             && runtime.observed_generation != record.generation
             && state != ActualState::Stopped =>
