@@ -253,7 +253,8 @@ impl Agent {
             Err(failure) => (Counters::default(), Some(failure)),
         };
         // Threads of a process that is ending are gone one by one, and their time with them.
-        if let (Some(now), Some(before)) = (counters.get(&Meter::VcpuNs), position.totals.get(&Meter::VcpuNs)) {
+        if let (Some(now), Some(before)) = (counters.get(&Meter::VcpuNs), position.totals.get(&Meter::VcpuNs))
+        {
             counters.set(Meter::VcpuNs, now.max(before));
         }
         let sampled = self.sample(position, counters, &levels, self.instant(), end != End::NotYet).await;
@@ -314,7 +315,8 @@ impl Agent {
             return;
         }
         let levels = Levels { mem_mib: 0, volume_bytes: [(record.id.clone(), record.size_bytes)].into() };
-        if let Err(denial) = self.sample(position, Counters::default(), &levels, self.instant(), false).await {
+        if let Err(denial) = self.sample(position, Counters::default(), &levels, self.instant(), false).await
+        {
             log::error!("usage of {}: {denial}", record.id);
         }
     }
