@@ -79,8 +79,11 @@ pub struct Args {
     #[arg(long, value_name = "FILE", default_value = "/usr/sbin/nft")]
     pub nft: PathBuf,
     /// Seconds between two records of usage
-    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    #[arg(long, value_name = "SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..=3600))]
     pub usage_interval: u64,
+    /// Days for which records of usage are kept
+    #[arg(long, value_name = "DAYS", default_value_t = 400, value_parser = clap::value_parser!(u32).range(1..))]
+    pub usage_keep_days: u32,
     /// Milliseconds that a VMM may take to answer
     #[arg(long, value_name = "MS", default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..))]
     pub vmm_timeout_ms: u64,
@@ -135,6 +138,7 @@ impl Args {
             list_keys: self.list_key.clone(),
             nft: self.nft.clone(),
             usage_interval: Duration::from_secs(self.usage_interval),
+            usage_keep: Duration::from_secs(u64::from(self.usage_keep_days) * 86_400),
             vmm_timeout: Duration::from_millis(self.vmm_timeout_ms),
             starts_at_once: usize::from(self.starts_at_once),
             connections_max: usize::from(self.connections_max),

@@ -47,6 +47,8 @@ pub struct Config {
     pub nft: PathBuf,
     /// How often usage is recorded.
     pub usage_interval: Duration,
+    /// How long records of usage are kept.
+    pub usage_keep: Duration,
     /// How long a VMM may take until its API answers, and for one request.
     pub vmm_timeout: Duration,
     /// VMs that start at the same time.
@@ -84,7 +86,8 @@ impl Config {
             nameservers: Vec::new(),
             list_keys: Vec::new(),
             nft: "/usr/sbin/nft".into(),
-            usage_interval: Duration::from_secs(30),
+            usage_interval: Duration::from_secs(300),
+            usage_keep: Duration::from_secs(400 * 86_400),
             vmm_timeout: Duration::from_secs(10),
             starts_at_once: 8,
             console_bytes: 64 << 10,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Semaphore;
@@ -34,6 +34,11 @@ pub const HOST: &str = "host";
 /// A file of the audit log is closed, signed and followed by another when it is as long as this, in bytes.
 const AUDIT_FILE_LEN_MAX: u64 = 64 << 20;
 
+/// Long work with files that is done at the same time.
+const COPIES_AT_ONCE: usize = 4;
+/// How often the store is copied, and how many copies are kept.
+const BACK_UP: std::time::Duration = std::time::Duration::from_secs(86_400);
+const BACK_UPS: usize = 3;
 /// How often the audit log is flushed.
 const AUDIT_FLUSH: std::time::Duration = std::time::Duration::from_secs(1);
 
@@ -65,12 +70,16 @@ pub struct Agent {
     pub boot: String,
     /// When it started.
     pub started_at: String,
+    /// Long work with files that may be done at the same time: the threads that block are everybody's.
+    pub(super) copies: Arc<Semaphore>,
     /// VMs that may start at the same time.
     pub(super) starts: Semaphore,
     /// Held by whoever checks and makes a change of what is wanted: checks hold until the change is stored.
     pub(super) admission: tokio::sync::Mutex<()>,
     state: Mutex<State>,
     meters: Mutex<BTreeMap<String, Position>>,
+    /// When usage was sampled last because somebody read it, in time since boot.
+    pub(super) sampled_for_readers: Mutex<Option<std::time::Duration>>,
 }
 
 /// Why there is no agent.
@@ -174,8 +183,10 @@ impl Agent {
         let agent = Arc::new(Self {
             events: Events::load(&store).await?,
             operations: Operations::default(),
+            copies: Arc::new(Semaphore::new(COPIES_AT_ONCE)),
             starts: Semaphore::new(config.starts_at_once),
             admission: tokio::sync::Mutex::default(),
+            sampled_for_readers: Mutex::default(),
             state: Mutex::new(state),
             meters: Mutex::new(loaded.all(&path, Table::Samples)?),
             started_at: clock::now(),
@@ -255,8 +266,26 @@ impl Agent {
             log::error!("{denial}");
         }
         tokio::spawn(Arc::clone(self).meter());
+        tokio::spawn(Arc::clone(self).watch_network());
         tokio::spawn(Arc::clone(self).flush_audit());
+        tokio::spawn(Arc::clone(self).back_up());
         Ok(())
+    }
+
+    /// Copies the store now and every day, so that one that gets damaged has a way out.
+    async fn back_up(self: Arc<Self>) {
+        loop {
+            let path = self.config.state_dir.join("yund.redb");
+            let copies = (1..=BACK_UPS).map(|n| path.with_extension(format!("redb.{n}")));
+            let age = |copy: &PathBuf| fs::metadata(copy).and_then(|metadata| metadata.modified()).ok();
+            // One that is not there first, then the oldest.
+            if let Some(oldest) = copies.min_by_key(age)
+                && let Err(error) = self.store.back_up(oldest).await
+            {
+                log::error!("the store can't be copied: {}", in_words(&error));
+            }
+            tokio::time::sleep(BACK_UP).await;
+        }
     }
 
     /// What only looked is on the disk a second later.

@@ -6,16 +6,19 @@
 //! after its last sample and before it died by force is lost, to the tenant's advantage.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 
 use futures_util::{StreamExt, stream};
 
+use serde::de::IgnoredAny;
+
 use super::clock;
 use super::core::Agent;
-use super::model::{Denial, EgressClass, VmStats};
+use super::model::{Denial, DenialCode, EgressClass, VmStats};
 use super::records::{Phase, Runtime, VmRecord, VolumeState};
 use super::state::Key;
-use super::store::{Batch, Table};
+use super::store::{Batch, StoreError, Table};
 use super::usage::{Counters, Instant, Levels, Meter, Owner, Position, Record, Sample, advance};
 use super::vms::client::VmmClient;
 use super::vms::launch::jail_dir;
@@ -23,6 +26,12 @@ use super::vms::process;
 use crate::sandbox::jail::in_words;
 use crate::utc::Utc;
 
+/// How long what was read for somebody is good enough for the next.
+const FRESH: Duration = Duration::from_secs(10);
+/// Old records that are removed at once.
+const FORGOTTEN_AT_ONCE: usize = 10_000;
+/// Records in one report, which is made in memory.
+const RECORDS_MAX: usize = 50_000;
 /// Names of the threads whose time is a guest's.
 const VCPU_THREADS: &str = "yun_vcpu";
 
@@ -350,9 +359,34 @@ impl Agent {
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
-            self.keep_network().await;
+            self.sample_all().await;
+            if let Err(denial) = self.forget_old_usage().await {
+                log::error!("usage: {denial}");
+            }
+        }
+    }
+
+    /// Samples everything, unless that was done just now: whoever reads a bill again and again makes no records by it.
+    pub async fn sample_for_a_reader(self: &Arc<Self>) {
+        let now = clock::since_boot();
+        let last = self.sampled_for_readers.lock().unwrap_or_else(PoisonError::into_inner).replace(now);
+        if last.is_none_or(|last| now.saturating_sub(last) >= FRESH) {
             self.sample_all().await;
         }
+    }
+
+    /// Removes records that are older than they are kept, some at a time.
+    async fn forget_old_usage(&self) -> Result<(), Denial> {
+        let keep = u64::try_from(self.config.usage_keep.as_nanos()).unwrap_or(u64::MAX);
+        let oldest = format!("{:020}", self.instant().wall_ns.saturating_sub(keep));
+        let failed = |error: StoreError| super::core::store_denial(&error);
+        let rows: Vec<(String, IgnoredAny)> =
+            self.store.scan(Table::Usage, "", FORGOTTEN_AT_ONCE).await.map_err(failed)?;
+        let mut batch = Batch::new();
+        for (key, _) in rows.into_iter().take_while(|(key, _)| *key < oldest) {
+            batch.remove(Table::Usage, key);
+        }
+        self.commit(batch, None).await
     }
 
     /// Records of usage whose period ends at `from_ns` or later and which begin before `to_ns` (nanoseconds since 1970).
@@ -379,6 +413,11 @@ impl Agent {
             from = page.last().map_or(from, |(key, _)| format!("{key}\0"));
             let inside = |record: &Record| record.start_ns >= from_ns && record.start_ns < to_ns;
             records.extend(page.into_iter().map(|(_, record)| record).filter(|r| inside(r) && wanted(r)));
+            if records.len() > RECORDS_MAX {
+                let text = format!("more than {RECORDS_MAX} records of usage are in this range");
+                return Err(Denial::new(DenialCode::TooLarge, text)
+                    .hint("ask for less at a time, by from, to, tenant or vm"));
+            }
             if !full {
                 return Ok(records);
             }

@@ -22,6 +22,9 @@ use super::store::Batch;
 use super::vms::launch::NetPart;
 use crate::sandbox::jail::in_words;
 
+/// How often the rules are looked for.
+const LOOK: std::time::Duration = std::time::Duration::from_secs(10);
+
 /// The host's network as the agent is told to have it. Nothing is changed yet.
 pub(super) fn of(config: &Config) -> Result<HostNet, String> {
     let uplinks = match config.uplinks.as_slice() {
@@ -116,6 +119,14 @@ impl Agent {
             Ok(())
         });
         done.await.map_err(|denial| denial.message)
+    }
+
+    /// Looks now and then whether the rules are still there.
+    pub(super) async fn watch_network(self: Arc<Self>) {
+        while self.net.is_some() {
+            tokio::time::sleep(LOOK).await;
+            self.keep_network().await;
+        }
     }
 
     /// Puts the rules in force again if somebody else has flushed them: without them guests' packets would be anybody's.

@@ -16,7 +16,7 @@ use vmm::agent::store;
 use vmm::sandbox::jail::in_words;
 
 /// Threads for work that blocks: file copies, the store, `nft`.
-const BLOCKING_THREADS: usize = 16;
+const BLOCKING_THREADS: usize = 32;
 /// Stack of a thread, in bytes.
 const STACK: usize = 1 << 20;
 fn main() -> ExitCode {

@@ -613,7 +613,7 @@ async fn usage(
     }
     let from = point("from", query.from.as_ref(), 0)?;
     let to = point("to", query.to.as_ref(), u64::MAX)?;
-    agent.sample_all().await;
+    agent.sample_for_a_reader().await;
     let admin = caller.admin;
     let records = agent
         .usage(from, to, |record| {

@@ -83,7 +83,9 @@ impl Agent {
         let (agent, task_op) = (Arc::clone(self), Arc::clone(&op));
         tokio::spawn(async move {
             let (worker, work_op) = (Arc::clone(&agent), Arc::clone(&task_op));
+            let turn = Arc::clone(&agent.copies).acquire_owned().await;
             let result = blocking(move || {
+                let _turn = turn;
                 worker.images.import(&spec, work_op.work()).map_err(|error| image_denial(&error))
             });
             let result = match result.await {
@@ -132,7 +134,9 @@ impl Agent {
         let (agent, task_op) = (Arc::clone(self), Arc::clone(&op));
         tokio::spawn(async move {
             let work_op = Arc::clone(&task_op);
+            let turn = Arc::clone(&agent.copies).acquire_owned().await;
             let result = blocking(move || {
+                let _turn = turn;
                 let verified = agent.images.verify(&image.id, work_op.work());
                 verified.map(drop).map_err(|error| image_denial(&error))
             });

@@ -140,7 +140,9 @@ impl Agent {
             _ => None,
         };
         let size_bytes = record.size_bytes;
+        let turn = Arc::clone(&self.copies).acquire_owned().await;
         let made = blocking(move || {
+            let _turn = turn;
             let work = op_of_work.work();
             let denied = |error: VolumeError| volume_denial(&error);
             match (begins, source) {

@@ -319,8 +319,12 @@ impl Writer {
                     let _ = reply.send(result.map_err(|error| StoreError::Write(error.to_string())));
                 }
                 Job::Backup(to, reply) => {
-                    let result = self.with(|database| back_up(database, &to));
-                    let _ = reply.send(result.map_err(|error| StoreError::Write(error.to_string())));
+                    // One that fails is no copy of anything.
+                    let result = match self.with(|_| Ok(())) {
+                        Ok(()) => back_up(&self.path, &to),
+                        Err(error) => Err(io::Error::other(error)),
+                    };
+                    let _ = reply.send(result.map_err(|source| StoreError::Host { path: to, source }));
                 }
             }
         }
@@ -396,19 +400,12 @@ fn scan(
     Ok(rows)
 }
 
-fn back_up(database: &Database, to: &Path) -> Result<(), redb::Error> {
+/// Copies the file between two transactions: to whoever opens the copy it was never closed, and is repaired.
+fn back_up(path: &Path, to: &Path) -> io::Result<()> {
     let part = to.with_extension("part");
-    let _ = fs::remove_file(&part);
-    let copy = builder().create(&part).map_err(redb_error::<DatabaseError>)?;
-    for table in Table::ALL {
-        let mut batch = Batch::new();
-        for (key, value) in scan(database, table, "", usize::MAX)? {
-            batch.0.push((table, key, Some(value)));
-        }
-        write(&copy, std::iter::once(&batch))?;
-    }
-    drop(copy);
-    fs::rename(&part, to).map_err(redb::Error::Io)
+    fs::copy(path, &part)?;
+    fs::File::open(&part)?.sync_all()?;
+    fs::rename(part, to)
 }
 
 /// Repairs and reads a store that nobody needs: [`try_here`], or the same in another process. Why it is damaged, if it is.
