@@ -151,6 +151,18 @@ impl Agent {
                     None => found.push(leftover("jail", name, "its VMM has ended")),
                 }
             }
+            for cgroup in agent.resources.cgroup.below(jail_name(&agent.config.vmm)) {
+                let id =
+                    cgroup.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+                let is_vm = id.starts_with("vm-") && !incarnations.contains(&id);
+                // Of one with a process in it, the process is the leftover.
+                let empty = fs::read_to_string(cgroup.join("cgroup.procs"))
+                    .is_ok_and(|procs| procs.trim().is_empty());
+                if is_vm && empty && !jails.join(&id).exists() {
+                    let path = cgroup.display().to_string();
+                    found.push(leftover("cgroup", path, "its VMM has ended"));
+                }
+            }
             let images = agent.images.leftovers().map_err(|error| Denial::host(in_words(&error)))?;
             found.extend(
                 images.iter().map(|path| leftover("file", path.display().to_string(), "of no image")),
@@ -222,10 +234,16 @@ impl Agent {
                     .map_err(|error| error.to_string())?
                     .map_err(text)
             }
-            "tap" | "nft" | "route" => self.remove_network_leftover(leftover).await,
+            "cgroup" => fs::remove_dir(&leftover.name).map_err(text),
+            "tap" | "nft" => self.remove_network_leftover(leftover).await,
             _ => Ok(()),
         }
     }
+}
+
+/// Name of the directory, and of the cgroup, that all jails of a VMM are in.
+fn jail_name(vmm: &Path) -> &str {
+    vmm.file_name().and_then(std::ffi::OsStr::to_str).unwrap_or("yun-vmm")
 }
 
 /// Names in a directory; none if there is no such directory.

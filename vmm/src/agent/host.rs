@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::config::Config;
 use super::model::{Capacity, HugePages, NumaNode};
@@ -85,6 +85,18 @@ impl Cgroups {
             .map(|name| (*name).to_owned())
             .collect();
         Self { version: u8::from(!there.is_empty()), controllers: there }
+    }
+
+    /// Cgroups of VMs, in the directory of this name: with version 1 one in each hierarchy.
+    #[must_use]
+    pub fn below(&self, name: &str) -> Vec<PathBuf> {
+        let mount = Path::new("/sys/fs/cgroup");
+        let roots = match self.version {
+            2 => vec![mount.join(name)],
+            _ => self.controllers.iter().map(|controller| mount.join(controller).join(name)).collect(),
+        };
+        let entries = roots.iter().filter_map(|root| fs::read_dir(root).ok()).flatten().flatten();
+        entries.map(|entry| entry.path()).filter(|path| path.is_dir()).collect()
     }
 
     /// What a VM's cgroup is given: a bound on its memory (guest, VMM and page tables), on its processes, and its share of

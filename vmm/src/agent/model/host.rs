@@ -144,7 +144,7 @@ pub struct DoctorReport {
 /// Something that belongs to nothing any more.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Leftover {
-    /// `process`, `tap`, `nft`, `cgroup`, `jail` or `file`.
+    /// `process`, `tap`, `nft`, `cgroup`, `jail`, `file` or `volume` (which is somebody's data, and stays).
     pub kind: String,
     /// Which.
     pub name: String,
