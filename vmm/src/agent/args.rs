@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::Parser;
 use ed25519_dalek::VerifyingKey;
 
-use super::config::Config;
+use super::config::{Config, STATE_DIR_DEFAULT};
 use super::net::list::parse_key;
 
 /// Where the socket is unless told otherwise.
@@ -22,7 +22,7 @@ pub struct Args {
     #[arg(long, value_name = "PATH", default_value = SOCKET_DEFAULT)]
     pub socket: PathBuf,
     /// Where everything is that must last: store, images, volumes, jails, consoles, audit log
-    #[arg(long, value_name = "DIR", default_value = "/var/lib/yun")]
+    #[arg(long, value_name = "DIR", default_value = STATE_DIR_DEFAULT)]
     pub state_dir: PathBuf,
     /// Executable of the VMM
     #[arg(long, value_name = "FILE", default_value = "/usr/bin/yun-vmm")]

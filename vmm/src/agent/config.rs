@@ -1,10 +1,15 @@
 //! How an agent is told to work.
 
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ed25519_dalek::VerifyingKey;
+
+use super::images::Digest;
+
+/// Where everything is that must last, unless told otherwise.
+pub const STATE_DIR_DEFAULT: &str = "/var/lib/yun";
 
 /// Everything `yund`'s command line decides.
 #[derive(Clone, Debug)]
@@ -101,6 +106,16 @@ impl Config {
     #[must_use]
     pub fn jails(&self) -> PathBuf {
         self.state_dir.join("jails")
+    }
+
+    /// Name of the cgroup that the cgroups of this agent's VMs are in: no other agent of the host has it.
+    #[must_use]
+    pub fn cgroup(&self) -> String {
+        if self.state_dir == Path::new(STATE_DIR_DEFAULT) {
+            return "yun".to_owned();
+        }
+        let digest = Digest::of(self.state_dir.as_os_str().as_encoded_bytes());
+        format!("yun-{}", digest.as_str().get(..8).unwrap_or_default())
     }
 
     /// A VM's own directory: console, log, seed.

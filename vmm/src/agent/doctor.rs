@@ -151,7 +151,7 @@ impl Agent {
                     None => found.push(leftover("jail", name, "its VMM has ended")),
                 }
             }
-            for cgroup in agent.resources.cgroup.below(jail_name(&agent.config.vmm)) {
+            for cgroup in agent.resources.cgroup.below(&agent.config.cgroup()) {
                 let id =
                     cgroup.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
                 let is_vm = id.starts_with("vm-") && !incarnations.contains(&id);
@@ -239,11 +239,6 @@ impl Agent {
             _ => Ok(()),
         }
     }
-}
-
-/// Name of the directory, and of the cgroup, that all jails of a VMM are in.
-fn jail_name(vmm: &Path) -> &str {
-    vmm.file_name().and_then(std::ffi::OsStr::to_str).unwrap_or("yun-vmm")
 }
 
 /// Names in a directory; none if there is no such directory.

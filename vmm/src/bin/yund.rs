@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use nix::sys::signal::{SigSet, Signal};
+use nix::sys::stat::{Mode, umask};
 use tokio::sync::mpsc;
 use vmm::agent::api::{Server, listen, openapi_document};
 use vmm::agent::args::Args;
@@ -36,6 +37,8 @@ fn main() -> ExitCode {
             }
         };
     }
+    // Store, consoles and logs are nobody else's to read.
+    umask(Mode::S_IRWXG | Mode::S_IRWXO);
     let signals = match signals() {
         Ok(signals) => signals,
         Err(error) => {

@@ -90,6 +90,8 @@ pub struct Place<'a> {
 pub struct Cgroup {
     /// 1 or 2.
     pub version: u8,
+    /// The cgroup that it is in.
+    pub parent: String,
     /// `file=value`; none without a cgroup.
     pub settings: Vec<String>,
 }
@@ -172,8 +174,9 @@ fn words(place: &Place<'_>, fds: usize, log_path: &str) -> Vec<OsString> {
     for setting in &place.cgroup.settings {
         say("--cgroup", setting.into());
     }
-    if place.cgroup.version == 2 {
-        say("--cgroup-version", "2".into());
+    if !place.cgroup.settings.is_empty() {
+        say("--parent-cgroup", (&place.cgroup.parent).into());
+        say("--cgroup-version", place.cgroup.version.to_string().into());
     }
     for fd in 0..fds {
         say("--keep-fd", (FIRST_FD as usize + fd).to_string().into());

@@ -412,6 +412,7 @@ impl Task {
         let jails = agent.config.jails();
         let cgroup = launch::Cgroup {
             version: agent.resources.cgroup.version,
+            parent: agent.config.cgroup(),
             settings: agent.resources.cgroup.settings(record.spec.vcpus, record.spec.memory_mib),
         };
         let uid = agent.config.uid_base + record.slot;
