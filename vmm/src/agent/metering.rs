@@ -173,7 +173,7 @@ impl Agent {
             counters = Counters::default();
         }
         let sample = Sample { incarnation: incarnation.clone(), at, counters, is_last };
-        let (record, mut next) = match advance(&position, sample) {
+        let (mut record, mut next) = match advance(&position, sample) {
             Ok(advanced) => advanced,
             Err(error) => {
                 log::error!("usage of {incarnation}: {error}");
@@ -184,7 +184,7 @@ impl Agent {
             }
         };
         // A volume outlives a boot, and the numbers of its records go on.
-        next.is_closed = is_last;
+        (record.is_last, next.is_closed) = (is_last, is_last);
         let mut batch = Batch::new();
         batch.put(Table::Usage, format!("{:020}-{}", record.end_ns, record.id), &record);
         batch.put(Table::Samples, incarnation.as_str(), &next);
