@@ -248,6 +248,11 @@ impl Task {
             (ttl.saturating_mul(1000)).saturating_sub(elapsed)
         });
         let expired = expiry == Some(0);
+        let at = record.spec.ttl_seconds.zip(runtime.first_start.as_ref()).map(|(ttl, first)| {
+            let ms = first.wall_ms.saturating_add(ttl.saturating_mul(1000));
+            Utc::from_nanos(ms.saturating_mul(1_000_000)).to_rfc_3339()
+        });
+        self.live.set_expires_at(at);
         let held = state.holds(record.spec.drain);
         let backoff = self.backoff_until.filter(|until| *until > Instant::now());
         let facts = Facts {
