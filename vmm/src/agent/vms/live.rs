@@ -85,6 +85,12 @@ impl Live {
         self.changed.notify_one();
     }
 
+    /// The operation under way.
+    #[must_use]
+    pub fn under_way(&self) -> Option<Arc<Op>> {
+        self.lock().operation.clone()
+    }
+
     /// The operation under way, which is over now.
     #[must_use]
     pub fn take_operation(&self) -> Option<Arc<Op>> {

@@ -490,6 +490,8 @@ impl Task {
 
     async fn set_paused(&mut self, paused: bool) {
         let Some(incarnation) = &self.incarnation else { return self.lost().await };
+        // Another may have begun when this has failed, such as a kill for that very reason.
+        let op = self.live.under_way();
         let state = if paused { "Paused" } else { "Resumed" };
         let body = serde_json::json!({ "state": state });
         match incarnation.client.patch("/vm", &body, Vec::new()).await {
@@ -506,7 +508,7 @@ impl Task {
                 .await;
             }
             Err(error) => {
-                if let Some(op) = self.live.take_operation() {
+                if let Some(op) = op {
                     op.end(Err(Denial::host(in_words(&error))));
                 }
                 self.live.does(Activity::Silent(in_words(&error)));
