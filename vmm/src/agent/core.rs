@@ -1,6 +1,7 @@
 //! The agent itself: what it holds, how it starts, how a change becomes lasting.
 
 use std::collections::BTreeMap;
+use std::error::Error;
 use std::fs;
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
@@ -357,6 +358,21 @@ pub fn store_denial(error: &StoreError) -> Denial {
             .hint("make room on the disk of the agent's --state-dir");
     }
     Denial::host(format!("nothing was changed: {text}"))
+}
+
+/// A refusal for what an error says, or for want of room if that is what it came from.
+#[must_use]
+pub fn host_denial(code: DenialCode, error: &(dyn Error + 'static)) -> Denial {
+    let text = in_words(error);
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if error.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::StorageFull) {
+            let hint = "make room on the disk of the agent's --state-dir";
+            return Denial::new(DenialCode::NoSpace, text).hint(hint);
+        }
+        cause = error.source();
+    }
+    Denial::new(code, text)
 }
 
 /// Does blocking work elsewhere.

@@ -22,12 +22,11 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::time::timeout;
 
 use super::super::audit::{Decision, Digest, Durability, Entry, Who};
-use super::super::core::{Agent, blocking};
+use super::super::core::{Agent, blocking, host_denial};
 use super::super::model::{Denial, DenialCode};
 use super::auth::{Caller, authorize, tenant_of};
 use super::routes;
 use crate::host::peer::Peer;
-use crate::sandbox::jail::in_words;
 
 /// Part of all connections that one user may have who is no administrator: a quarter.
 const SHARE: usize = 4;
@@ -245,9 +244,10 @@ async fn note(agent: &Arc<Agent>, entry: Entry, durability: Durability) -> Resul
     blocking(move || match agent.audit.append(entry, durability) {
         Ok(_) => Ok(()),
         Err(error) => {
-            let text = format!("the audit log can't be written: {}", in_words(&error));
+            let denial = host_denial(DenialCode::Host, &error);
+            let text = format!("the audit log can't be written: {}", denial.message);
             log::error!("{text}");
-            Err(Denial::host(text))
+            Err(Denial { message: text, ..denial })
         }
     })
     .await

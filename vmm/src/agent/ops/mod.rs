@@ -6,10 +6,10 @@ mod tenants;
 mod vms;
 mod volumes;
 
+use super::core::host_denial;
 use super::images::ImageError;
 use super::model::{Denial, DenialCode};
 use super::volumes::VolumeError;
-use crate::sandbox::jail::in_words;
 
 fn image_denial(error: &ImageError) -> Denial {
     let code = match error {
@@ -24,7 +24,7 @@ fn image_denial(error: &ImageError) -> Denial {
         | ImageError::NotUnderstood { .. }
         | ImageError::Store(_) => DenialCode::Host,
     };
-    with_space(code, in_words(error))
+    host_denial(code, error)
 }
 
 fn volume_denial(error: &VolumeError) -> Denial {
@@ -39,12 +39,5 @@ fn volume_denial(error: &VolumeError) -> Denial {
         VolumeError::Full { .. } => DenialCode::NoSpace,
         VolumeError::File { .. } | VolumeError::Store(_) => DenialCode::Host,
     };
-    with_space(code, in_words(error))
-}
-
-fn with_space(code: DenialCode, text: String) -> Denial {
-    if code == DenialCode::Host && text.contains("no space") {
-        return Denial::new(DenialCode::NoSpace, text);
-    }
-    Denial::new(code, text)
+    host_denial(code, error)
 }
