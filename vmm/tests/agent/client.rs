@@ -76,34 +76,48 @@ pub fn open(
 /// A request and its whole answer, on a connection of its own.
 pub fn request(socket: &Path, method: &str, path: &str, body: &str) -> io::Result<Reply> {
     let (status, head, mut reader) = open(socket, method, path, "Connection: close\r\n", body)?;
-    let mut bytes = Vec::new();
-    reader.read_to_end(&mut bytes)?;
-    let body = if head.contains("transfer-encoding: chunked") { joined(&bytes)? } else { bytes };
+    let mut body = Vec::new();
+    if head.contains("transfer-encoding: chunked") {
+        Chunks { reader, left: 0 }.read_to_end(&mut body)?;
+    } else {
+        reader.read_to_end(&mut body)?;
+    }
     Ok(Reply { status, head, body })
 }
 
-/// The body that these chunks are (RFC 9112, section 7.1).
-fn joined(mut chunks: &[u8]) -> io::Result<Vec<u8>> {
-    let cut = || io::Error::new(io::ErrorKind::UnexpectedEof, "the answer ends within a chunk");
-    let mut body = Vec::new();
-    loop {
-        let end = chunks.windows(2).position(|pair| pair == b"\r\n").ok_or_else(cut)?;
-        let length =
-            std::str::from_utf8(&chunks[..end]).ok().and_then(|hex| usize::from_str_radix(hex, 16).ok());
-        let (begin, length) = (end + 2, length.ok_or_else(cut)?);
-        if length == 0 {
-            return Ok(body);
+/// A body that comes in chunks (RFC 9112, section 7.1).
+pub struct Chunks {
+    reader: BufReader<UnixStream>,
+    left: usize,
+}
+
+impl Read for Chunks {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        while self.left == 0 {
+            let mut line = String::new();
+            self.reader.read_line(&mut line)?;
+            // A chunk's end comes before the next one's length.
+            if line == "\r\n" {
+                continue;
+            }
+            self.left = usize::from_str_radix(line.trim(), 16)
+                .map_err(|_| io::Error::new(io::ErrorKind::UnexpectedEof, format!("length {line:?}")))?;
+            if self.left == 0 {
+                return Ok(0);
+            }
         }
-        body.extend(chunks.get(begin..begin + length).ok_or_else(cut)?);
-        chunks = chunks.get(begin + length + 2..).ok_or_else(cut)?;
+        let most = into.len().min(self.left);
+        let len = self.reader.read(&mut into[..most])?;
+        self.left -= len;
+        Ok(len)
     }
 }
 
-/// Follows something that has no end: where it comes from, in chunks.
-pub fn follow(socket: &Path, path: &str) -> BufReader<UnixStream> {
+/// Follows something that has no end.
+pub fn follow(socket: &Path, path: &str) -> Chunks {
     let (status, head, reader) = open(socket, "GET", path, "", "").unwrap();
     assert_eq!(status, 200, "{path}: {head}");
-    reader
+    Chunks { reader, left: 0 }
 }
 
 /// Attaches to a console: raw bytes both ways.

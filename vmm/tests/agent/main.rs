@@ -6,6 +6,11 @@
 //! | [`rig`] | a server with an agent on it, that dies and comes again |
 //! | [`order`] | nothing half there, nothing left over, usage that adds up |
 //! | [`faults`] | the agent is killed at each of its steps |
+//! | [`vmms`] | a VMM that dies, hangs, or is not the one it seems |
+//! | [`stores`] | a full disk, a damaged store, two agents |
+//! | [`crowd`] | many clients, slow ones, dead ones |
+//! | [`refusals`] | every refusal has a code, and names what was wrong |
+//! | [`lives`] | what VMs, images, volumes, streams, ledgers and roles do |
 //!
 //! What can't be run here is skipped, loudly; with `$YUN_REQUIRE_JAIL` or `$YUN_REQUIRE_KVM` set to 1 it fails.
 
@@ -15,9 +20,14 @@
 mod common;
 
 mod client;
+mod crowd;
 mod faults;
+mod lives;
 mod order;
+mod refusals;
 mod rig;
+mod stores;
+mod vmms;
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -98,7 +98,10 @@ impl Host {
     pub fn command(&self) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_yund"));
         command.arg("--socket").arg(self.socket()).arg("--state-dir").arg(self.state_dir());
-        command.arg("--vmm").arg(super::vmm()).arg("--jailer").arg(super::jailer());
+        command.arg("--vmm").arg(super::vmm());
+        if !self.flags.iter().any(|flag| flag == "--jailer") {
+            command.arg("--jailer").arg(super::jailer());
+        }
         command.args(["--no-network", "--usage-interval", "1", "--reserve-disk-mib", "0"]).args(&self.flags);
         command.stdin(Stdio::null()).stdout(Stdio::null());
         command
@@ -147,6 +150,22 @@ impl Host {
     pub fn ends(&self) -> ExitStatus {
         let mut agent = self.agent.lock().unwrap().take().unwrap();
         eventually("the agent's end", || agent.try_wait().unwrap())
+    }
+
+    /// The agent's status, if it has ended.
+    pub fn has_ended(&self) -> Option<ExitStatus> {
+        let mut agent = self.agent.lock().unwrap();
+        let status = agent.as_mut().unwrap().try_wait().unwrap();
+        if status.is_some() {
+            *agent = None;
+        }
+        status
+    }
+
+    /// Waits until nobody has the store open.
+    pub fn store_is_closed(&self) {
+        let file = fs::File::open(self.state_dir().join("yund.redb")).unwrap();
+        eventually("the store's end", || file.try_lock().ok());
     }
 
     /// Kills the agent.
