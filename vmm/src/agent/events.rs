@@ -38,6 +38,8 @@ struct Inner {
     recent: BTreeMap<u64, Arc<Event>>,
     /// Noted, and not known to be in the store.
     pending: BTreeSet<u64>,
+    /// Did not come into the store, and are lower than the last.
+    failed: BTreeSet<u64>,
 }
 
 /// All events.
@@ -76,7 +78,8 @@ impl Events {
                 None => step /= 2,
             }
         }
-        let inner = Inner { last, recent: BTreeMap::new(), pending: BTreeSet::new() };
+        let inner =
+            Inner { last, recent: BTreeMap::new(), pending: BTreeSet::new(), failed: BTreeSet::new() };
         Ok(Self { inner: Mutex::new(inner), visible: watch::Sender::new(last) })
     }
 
@@ -116,6 +119,13 @@ impl Events {
         inner.pending.remove(&seq);
         if !happened {
             inner.recent.remove(&seq);
+            inner.failed.insert(seq);
+            // What never happened leaves no gap, unless something that did came after it.
+            let mut last = inner.last;
+            while inner.failed.remove(&last) {
+                last -= 1;
+            }
+            inner.last = last;
         }
         let visible = inner.pending.first().map_or(inner.last, |first| first - 1);
         drop(inner);
@@ -184,6 +194,26 @@ mod tests {
         let noted = events.note(&mut batch, happened);
         store.commit(batch).await.unwrap();
         noted.publish();
+    }
+
+    #[test]
+    fn numbers_of_events_that_never_happened_are_given_to_others() {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, _) = Store::open(&dir.path().join("s"), &try_here).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(async {
+            let events = Events::load(&store).await.unwrap();
+            happen(&events, &store, 1).await;
+            let (first, second) = (Happened::default(), Happened::default());
+            let first = events.note(&mut Batch::new(), first);
+            let second = events.note(&mut Batch::new(), second);
+            drop(first);
+            drop(second);
+            assert_eq!(events.last(), 1);
+            happen(&events, &store, 2).await;
+            let read = events.read(&store, 0).await.unwrap();
+            assert_eq!(read.iter().map(|event| event.seq).collect::<Vec<_>>(), [1, 2]);
+        });
     }
 
     #[test]
