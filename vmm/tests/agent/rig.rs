@@ -21,6 +21,8 @@ pub struct Died;
 
 /// Directory, and the agent if there is one.
 pub struct Host {
+    /// What is mounted over a part of it: goes when no process of the server is left, and before the directory.
+    mounted: Mutex<Option<Box<dyn std::any::Any + Send>>>,
     dir: TempDir,
     flags: Vec<String>,
     agent: Mutex<Option<Child>>,
@@ -65,7 +67,7 @@ impl Host {
         // Others may ask too.
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
         let flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
-        Self { dir, flags, agent: Mutex::new(None), ids: Mutex::default() }
+        Self { mounted: Mutex::default(), dir, flags, agent: Mutex::new(None), ids: Mutex::default() }
     }
 
     /// Takes the image in, and makes the tenant.
@@ -77,6 +79,11 @@ impl Host {
     /// Its directory.
     pub fn dir(&self) -> &Path {
         self.dir.path()
+    }
+
+    /// Keeps a mount for as long as there are processes.
+    pub fn mounts(&self, mount: impl std::any::Any + Send) {
+        *self.mounted.lock().unwrap() = Some(Box::new(mount));
     }
 
     /// What the agent keeps.

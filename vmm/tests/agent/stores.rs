@@ -48,7 +48,7 @@ fn on_a_full_disk_changes_are_refused_whole_and_the_agent_goes_on_when_there_is_
         return;
     }
     let host = Host::bare(&[]);
-    let disk = SmallDisk::over(&host.state_dir(), 48);
+    host.mounts(SmallDisk::over(&host.state_dir(), 48));
     host.start();
     host.furnish();
     host.run("vm", &spec("do=spin"));
@@ -102,8 +102,6 @@ fn on_a_full_disk_changes_are_refused_whole_and_the_agent_goes_on_when_there_is_
     audit_is_whole(&host);
     host.terminate();
     usage_adds_up(&host);
-    drop(host);
-    drop(disk);
 }
 
 #[test]
@@ -112,7 +110,7 @@ fn an_image_that_does_not_fit_is_refused_for_that_and_leaves_nothing() {
         return;
     }
     let host = Host::bare(&[]);
-    let disk = SmallDisk::over(&host.state_dir(), 24);
+    host.mounts(SmallDisk::over(&host.state_dir(), 24));
     host.start();
     host.furnish();
     let rootfs = host.dir().join("rootfs");
@@ -122,8 +120,6 @@ fn an_image_that_does_not_fit_is_refused_for_that_and_leaves_nothing() {
     assert_eq!((&view["state"], &view["error"]["code"]), (&json!("failed"), &json!("no_space")), "{view}");
     assert_eq!(host.get("/v1/images").as_array().unwrap().len(), 1);
     nothing_is_left_over(&host);
-    drop(host);
-    drop(disk);
 }
 
 /// Starts an agent that must not start: what it says.
