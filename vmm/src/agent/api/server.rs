@@ -217,6 +217,8 @@ async fn audited(
         if reads || !answer.status().is_success() { Durability::Batched } else { Durability::Durable };
     match note(&agent, entry, durability).await {
         Ok(()) => answer,
+        // Who finds out what is wrong with the host must be able to look; the agent's own log has it.
+        Err(_) if reads => answer,
         Err(denial) => {
             denial.hint("what was asked may have been done: look before you ask again").into_response()
         }

@@ -233,7 +233,7 @@ impl Agent {
                 return Err(denial);
             }
         };
-        match self.store_vm(key, record, requestor).await {
+        match self.store_vm(key, record, |_| (), requestor).await {
             Ok(_) => {
                 let state = self.state();
                 let vm = state.vm(key)?;
@@ -252,7 +252,13 @@ impl Agent {
     }
 
     /// Stores a VM's record, and sets its task to work. Under the admission lock.
-    async fn store_vm(self: &Arc<Self>, key: &Key, record: VmRecord, requestor: &str) -> Result<Vm, Denial> {
+    async fn store_vm(
+        self: &Arc<Self>,
+        key: &Key,
+        record: VmRecord,
+        change: impl FnOnce(&mut Runtime),
+        requestor: &str,
+    ) -> Result<Vm, Denial> {
         let dir = self.config.vm_dir(&record.id);
         let made = DirBuilder::new().recursive(true).mode(0o700).create(&dir);
         made.map_err(|error| Denial::host(format!("can't make the directory {}: {error}", dir.display())))?;
@@ -260,16 +266,23 @@ impl Agent {
         batch.put(Table::Vms, record.id.as_str(), &record);
         let before = self.state().vms.get(key).map(|vm| (vm.record.clone(), Arc::clone(&vm.live)));
         let is_new = before.is_none();
+        let mut changed = None;
         let mut saving = None;
-        let mut caught_up = None;
-        if let Some((before, live)) = &before
-            && !needs_start(&before.spec, &record.spec)
-        {
+        if let Some((before, live)) = &before {
             saving = Some(live.saving.lock().await);
-            let runtime = self.state().vms.get(key).map(|vm| vm.runtime.clone());
-            caught_up = runtime.filter(|runtime| runtime.observed_generation == before.generation);
-            if let Some(runtime) = &mut caught_up {
-                runtime.observed_generation = record.generation;
+            let now = self.state().vms.get(key).map(|vm| vm.runtime.clone());
+            changed = now.clone();
+            if let Some(runtime) = &mut changed {
+                // What is taken up at once makes no incarnation older.
+                if runtime.observed_generation == before.generation
+                    && !needs_start(&before.spec, &record.spec)
+                {
+                    runtime.observed_generation = record.generation;
+                }
+                change(runtime);
+            }
+            changed = changed.filter(|changed| Some(changed) != now.as_ref());
+            if let Some(runtime) = &changed {
                 batch.put(Table::Runtimes, record.id.as_str(), runtime);
             }
         }
@@ -285,7 +298,7 @@ impl Agent {
         let mut state = self.state();
         if let Some(vm) = state.vms.get_mut(key) {
             vm.record = record;
-            if let Some(runtime) = caught_up {
+            if let Some(runtime) = changed {
                 vm.runtime = runtime;
             }
             drop(saving);
@@ -314,7 +327,7 @@ impl Agent {
         let _turn = self.admission.lock().await;
         let record = self.state().vm(key)?.record.clone();
         if !record.deleting {
-            self.store_vm(key, VmRecord { deleting: true, ..record }, requestor).await?;
+            self.store_vm(key, VmRecord { deleting: true, ..record }, |_| (), requestor).await?;
             reached("delete.intent");
         }
         Ok(())
@@ -439,25 +452,19 @@ impl Agent {
             record.spec = spec;
             record.generation += 1;
         }
-        if anew || matches!(request.action, Action::Reset | Action::Kill) {
-            let _saving = live.saving.lock().await;
-            let mut runtime = self.state().vm(key)?.runtime.clone();
+        let action = request.action;
+        // With the record, in one commit: a kill whose `stopped` were lost would be a reset.
+        let change = move |runtime: &mut Runtime| {
             if anew {
                 runtime.first_start = None;
                 runtime.restarts = 0;
             }
             if runtime.phase == Phase::Running {
-                runtime.reset |= request.action == Action::Reset;
-                runtime.kill |= request.action == Action::Kill;
+                runtime.reset |= action == Action::Reset;
+                runtime.kill |= action == Action::Kill;
             }
-            let mut batch = Batch::new();
-            batch.put(Table::Runtimes, record.id.as_str(), &runtime);
-            self.commit(batch, None).await?;
-            if let Some(vm) = self.state().vms.get_mut(key) {
-                vm.runtime = runtime;
-            }
-        }
-        self.store_vm(key, record, requestor).await?;
+        };
+        self.store_vm(key, record, change, requestor).await?;
         Ok(live)
     }
 
