@@ -79,6 +79,8 @@ pub struct Agent {
     pub(super) admission: tokio::sync::Mutex<()>,
     state: Mutex<State>,
     meters: Mutex<BTreeMap<String, Position>>,
+    /// Held while a volume's usage is read and recorded.
+    pub(super) sampling_volumes: tokio::sync::Mutex<()>,
     /// When usage was sampled last because somebody read it, in time since boot.
     pub(super) sampled_for_readers: Mutex<Option<std::time::Duration>>,
 }
@@ -187,6 +189,7 @@ impl Agent {
             copies: Arc::new(Semaphore::new(COPIES_AT_ONCE)),
             starts: Semaphore::new(config.starts_at_once),
             admission: tokio::sync::Mutex::default(),
+            sampling_volumes: tokio::sync::Mutex::default(),
             sampled_for_readers: Mutex::default(),
             state: Mutex::new(state),
             meters: Mutex::new(loaded.all(&path, Table::Samples)?),

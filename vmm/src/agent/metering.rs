@@ -299,6 +299,8 @@ impl Agent {
 
     /// The last record of a volume.
     pub(super) async fn last_volume_sample(&self, id: &str) {
+        // One at a time: two would go on from the same position.
+        let _turn = self.sampling_volumes.lock().await;
         let Some(position) = self.meters().get(id).cloned() else { return };
         let size = self.state().volumes.values().find(|volume| volume.id == id).map_or(0, |v| v.size_bytes);
         let levels = Levels { mem_mib: 0, volume_bytes: [(id.to_owned(), size)].into() };
@@ -308,6 +310,7 @@ impl Agent {
     }
 
     async fn sample_volume(&self, key: &Key) {
+        let _turn = self.sampling_volumes.lock().await;
         let Some(record) = self.state().volumes.get(key).cloned() else { return };
         if record.state == VolumeState::Creating || record.state == VolumeState::Deleting {
             return;
