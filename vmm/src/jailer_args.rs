@@ -31,6 +31,9 @@ The VMM
       --id ID               Name of the microVM: 1 to 64 letters, digits or hyphens
       --exec-file FILE      Its VMM, linked statically; it is copied into the jail
       --uid UID, --gid GID  Whom it runs as
+      --new-session         Leave the session and process group, and keep the standard descriptors: the end of whoever
+                            started it is nothing to the VMM then, even if it is stopped. Not for a process group's
+                            leader
       --daemonize           Leave the session and process group, with /dev/null for standard input, output and error
 
 What it can reach
@@ -101,6 +104,7 @@ struct Given {
     netns: Option<PathBuf>,
     new_netns: bool,
     daemonize: bool,
+    new_session: bool,
     new_pid_ns: bool,
     new_user_ns: bool,
     cgroup: Vec<crate::sandbox::cgroup::Setting>,
@@ -156,6 +160,7 @@ impl Given {
             "netns" => self.netns = Some(parser.value()?.into()),
             "new-netns" => self.new_netns = true,
             "daemonize" => self.daemonize = true,
+            "new-session" => self.new_session = true,
             "new-pid-ns" => self.new_pid_ns = true,
             "new-user-ns" => self.new_user_ns = true,
             "cgroup" => match parser.value()?.string()?.parse() {
@@ -220,6 +225,7 @@ impl Given {
             base: self.base.unwrap_or_else(|| BASE_DEFAULT.into()),
             network,
             daemonize: self.daemonize,
+            new_session: self.new_session,
             new_pid_ns: self.new_pid_ns,
             new_user_ns: self.new_user_ns,
             cgroup_version: self.cgroup_version,
@@ -295,14 +301,14 @@ mod tests {
         assert_eq!((spec.cgroup_version, spec.parent_cgroup, spec.cgroup), (Version::V1, None, vec![]));
         assert_eq!(spec.limits, Limits { no_file: 2048, file_size: None });
         assert_eq!(spec.api_socket.to_str(), Some("/run/firecracker.socket"));
-        assert!(!spec.daemonize && !spec.new_pid_ns && !spec.new_user_ns);
+        assert!(!spec.daemonize && !spec.new_session && !spec.new_pid_ns && !spec.new_user_ns);
         assert!(spec.keep_fds.is_empty() && spec.arguments.is_empty());
     }
 
     #[test]
     fn every_flag_is_understood_with_its_value_after_a_space_or_an_equals_sign() {
         let all = format!(
-            "{NEEDED} --chroot-base-dir /jails --netns /run/netns/x --daemonize --new-pid-ns --new-user-ns \
+            "{NEEDED} --chroot-base-dir /jails --netns /run/netns/x --daemonize --new-session --new-pid-ns --new-user-ns \
              --cgroup memory.max=1 --cgroup cpu.max=2 --cgroup-version 2 --parent-cgroup a/b \
              --resource-limit no-file=64 --resource-limit fsize=4096 --keep-fd 3 --keep-fd 9"
         );
@@ -313,6 +319,7 @@ mod tests {
             base: "/jails".into(),
             network: NetworkSpec::Join("/run/netns/x".into()),
             daemonize: true,
+            new_session: true,
             new_pid_ns: true,
             new_user_ns: true,
             cgroup_version: Version::V2,
@@ -411,7 +418,7 @@ mod tests {
             assert!(HELP.contains(&format!("--{flag} ")), "--{flag} is not explained");
             flags += 1;
         }
-        assert_eq!(flags, 15);
+        assert_eq!(flags, 16);
         assert!(HELP.lines().all(|line| line.chars().count() <= 120));
     }
 }

@@ -95,6 +95,8 @@ pub struct JailSpec {
     pub network: NetworkSpec,
     /// Whether it leaves its session, and has `/dev/null` for its standard descriptors.
     pub daemonize: bool,
+    /// Whether this process begins a session, which the VMM and its janitor stay in.
+    pub new_session: bool,
     /// Whether it is the first process of a pid namespace.
     pub new_pid_ns: bool,
     /// Whether it is in a user namespace without any other user.
@@ -208,6 +210,10 @@ pub fn run(spec: &JailSpec) -> Result<Pid, JailError> {
     // SAFETY: there is no other thread that could read the environment.
     unsafe { libc::clearenv() };
     umask(Mode::S_IRWXG | Mode::S_IRWXO);
+    if spec.new_session {
+        // Else the end of our parent would orphan our process group, and that of a stopped VMM would get SIGHUP (setpgid(2)).
+        setsid().map_err(host("begin a new session"))?;
+    }
     let mut jail = Jail::make(spec)?;
     let mut janitor = match Janitor::hire(&jail.tree, jail.group.as_ref()) {
         Ok(janitor) => janitor,

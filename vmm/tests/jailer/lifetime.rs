@@ -1,6 +1,7 @@
 //! Pids, statuses, failures and ends of a jailed VMM, and that nothing of its jail stays.
 
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
@@ -9,7 +10,7 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, getsid};
 
-use super::common::eventually;
+use super::common::{eventually, http};
 use super::{Setup, files, is_over, jailer, jails, run, signal_of};
 
 #[test]
@@ -339,4 +340,32 @@ fn the_command_line_is_refused_with_153() {
         let (status, said) = run(&words(line));
         assert!(status.success() && said.starts_with(text), "{line}: {said}");
     }
+}
+
+#[test]
+fn a_stopped_vmm_in_a_session_of_its_own_outlives_whoever_started_it() {
+    if !jails() {
+        return;
+    }
+    let mut setup = Setup::new().with(&["--new-session"]);
+    // Its parent ends while it is stopped: a process group that is orphaned by that gets SIGHUP (setpgid(2)).
+    let words = setup.words();
+    let script = "\"$0\" \"$@\" >/dev/null 2>&1 & echo $!; read end";
+    setup.command = Command::new("sh");
+    setup.command.args(["-c", script]).arg(jailer()).args(words).process_group(0);
+    setup.command.stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut shell = setup.command.spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(shell.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let pid = Pid::from_raw(line.trim().parse().unwrap());
+    let socket = setup.root().join("run/firecracker.socket");
+    eventually("the jailed API", || http::request(&socket, "GET", "/", "").ok());
+    kill(pid, Signal::SIGSTOP).unwrap();
+    drop(shell.stdin.take());
+    shell.wait().unwrap();
+    kill(pid, Signal::SIGCONT).unwrap();
+    let reply = eventually("an answer", || http::request(&socket, "GET", "/", "").ok());
+    assert_eq!(reply.status, 200);
+    kill(pid, Signal::SIGKILL).unwrap();
+    eventually("the jail's end", || files(setup.base.path()).is_empty().then_some(()));
 }

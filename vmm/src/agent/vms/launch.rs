@@ -157,8 +157,6 @@ pub fn spawn(place: &Place<'_>, parts: Parts, ends: VmmEnds, log: File) -> io::R
     let mut command = Command::new(place.jailer);
     command.args(words(place, mappings.len(), &log_path));
     command.env_clear().stdin(ends.stdin).stdout(ends.stdout).stderr(Stdio::from(log));
-    // A process group of its own: what is typed at the agent's terminal is not for it.
-    std::os::unix::process::CommandExt::process_group(&mut command, 0);
     command.fd_mappings(mappings).map_err(io::Error::other)?;
     Ok((command.spawn()?, Requests(requests)))
 }
@@ -181,6 +179,8 @@ fn words(place: &Place<'_>, fds: usize, log_path: &str) -> Vec<OsString> {
     for fd in 0..fds {
         say("--keep-fd", (FIRST_FD as usize + fd).to_string().into());
     }
+    // The agent's end is nothing to it, whatever state it is in.
+    words.push("--new-session".into());
     // TAP devices come open; the VMM has nothing to do with any network itself.
     words.push("--new-netns".into());
     words.push("--".into());
