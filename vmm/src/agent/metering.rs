@@ -17,10 +17,10 @@ use super::clock;
 use super::core::Agent;
 use super::model::{Denial, DenialCode, EgressClass, VmStats};
 use super::records::{Phase, Runtime, VmRecord, VolumeState};
-use super::state::Key;
+use super::state::{Activity, Key};
 use super::store::{Batch, StoreError, Table};
 use super::usage::{Counters, Instant, Levels, Meter, Owner, Position, Record, Sample, advance};
-use super::vms::client::VmmClient;
+use super::vms::client::{VmmClient, VmmError};
 use super::vms::launch::jail_dir;
 use super::vms::process;
 use crate::sandbox::jail::in_words;
@@ -120,7 +120,7 @@ impl Agent {
         record: &VmRecord,
         runtime: &Runtime,
         traffic: &Traffic,
-    ) -> Result<Counters, String> {
+    ) -> (Counters, Option<VmmError>) {
         let mut counters = Counters::default();
         if let Some(process) = &runtime.process
             && process.lives()
@@ -138,18 +138,18 @@ impl Agent {
                 add(Meter::NetTxBytes(class), sums.1, &mut counters);
             }
         }
-        let text = self.client_of(record, runtime).get("/metrics").await.map_err(|error| in_words(&error));
-        if let Ok(text) = &text {
-            let read = VmmCounters::parse(text);
-            counters.set(Meter::DiskReadBytes, read.read_bytes);
-            counters.set(Meter::DiskWrittenBytes, read.write_bytes);
-            counters.set(Meter::DiskReads, read.reads);
-            counters.set(Meter::DiskWrites, read.writes);
-        }
-        match text {
-            Err(error) if counters.is_empty() => Err(error),
-            _ => Ok(counters),
-        }
+        let failure = match self.client_of(record, runtime).get("/metrics").await {
+            Ok(text) => {
+                let read = VmmCounters::parse(&text);
+                counters.set(Meter::DiskReadBytes, read.read_bytes);
+                counters.set(Meter::DiskWrittenBytes, read.write_bytes);
+                counters.set(Meter::DiskReads, read.reads);
+                counters.set(Meter::DiskWrites, read.writes);
+                None
+            }
+            Err(error) => Some(error),
+        };
+        (counters, failure)
     }
 
     /// Records what was used since the last sample.
@@ -240,7 +240,7 @@ impl Agent {
         }
         // One at a time: two would go on from the same position.
         let _turn = live.sampling.lock().await;
-        let read = self.counters(&record, &runtime, traffic).await;
+        let (mut counters, failure) = self.counters(&record, &runtime, traffic).await;
         let incarnation = record.incarnation(runtime.incarnation);
         let still = self.state().vms.get(key).is_some_and(|vm| {
             vm.runtime.phase == Phase::Running && vm.runtime.incarnation == runtime.incarnation
@@ -257,10 +257,6 @@ impl Agent {
         // Nobody knows when one ended that ended unseen: not paid for.
         let mem_mib = if end == End::Unseen { 0 } else { record.spec.memory_mib };
         let levels = Levels { mem_mib, volume_bytes: BTreeMap::new() };
-        let (mut counters, failure) = match read {
-            Ok(counters) => (counters, None),
-            Err(failure) => (Counters::default(), Some(failure)),
-        };
         // Threads of a process that is ending are gone one by one, and their time with them.
         if let (Some(now), Some(before)) = (counters.get(&Meter::VcpuNs), position.totals.get(&Meter::VcpuNs))
         {
@@ -268,7 +264,18 @@ impl Agent {
         }
         let sampled = self.sample(position, counters, &levels, self.instant(), end != End::NotYet).await;
         sampled.map_err(|denial| denial.message)?;
-        failure.map_or(Ok(()), Err)
+        match failure {
+            None => Ok(()),
+            Some(failure) => {
+                let silent = matches!(failure, VmmError::Silent { .. }) && end == End::NotYet;
+                if silent && live.activity() == Activity::None {
+                    // Its task asks again until it answers.
+                    live.does(Activity::Silent(in_words(&failure)));
+                    live.changed.notify_one();
+                }
+                Err(in_words(&failure))
+            }
+        }
     }
 
     /// A record of what was used up to now, before its VM is ended.

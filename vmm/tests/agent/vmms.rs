@@ -100,6 +100,23 @@ fn a_vmm_that_hangs_while_the_agent_lives_is_told_of_and_can_be_killed() {
 }
 
 #[test]
+fn a_vmm_that_hangs_is_noticed_without_being_asked_for() {
+    if !ready() {
+        return;
+    }
+    let host = Host::with(&["--vmm-timeout-ms", "500"]);
+    host.run("vm", &spec("do=spin"));
+    let pid = host.vm_pid("vm");
+    signal(pid, Signal::SIGSTOP);
+    host.becomes("vm", "unknown");
+    signal(pid, Signal::SIGCONT);
+    let vm = host.becomes("vm", "running");
+    assert_eq!((&vm["status"]["pid"], &vm["status"]["incarnation"]), (&json!(pid), &json!(1)));
+    host.act("vm", "kill");
+    nothing_is_left_over(&host);
+}
+
+#[test]
 fn another_process_with_the_number_of_a_vmm_is_neither_adopted_nor_killed() {
     if !ready() {
         return;
