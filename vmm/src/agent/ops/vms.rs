@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, File};
 use std::os::unix::fs::DirBuilderExt;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use super::super::clock;
 use super::super::core::{Agent, blocking};
@@ -22,10 +23,13 @@ use super::super::store::{Batch, Table};
 use super::super::vms::launch::{DiskPart, Parts};
 use super::super::vms::live::Live;
 use super::super::vms::supervise;
+use super::super::volumes::{VolumeError, VolumeKey};
 use super::volumes::drive_id;
 use super::{image_denial, volume_denial};
 use crate::sandbox::jail::in_words;
 
+/// How long what is about to end may keep a volume.
+const DYING: Duration = Duration::from_secs(2);
 /// vCPUs of a VM.
 const VCPUS_MAX: u8 = 32;
 /// Volumes of a VM.
@@ -525,6 +529,19 @@ impl Agent {
         blocking(move || agent.open_parts(&record)).await
     }
 
+    /// Opens a volume. A process of the incarnation before may be about to end, and have it as long: waited for. Blocks.
+    fn open_volume(&self, volume: &VolumeKey, read_only: bool) -> Result<File, VolumeError> {
+        let deadline = Instant::now() + DYING;
+        loop {
+            match self.volumes.open_for_use(volume, read_only) {
+                Err(VolumeError::InUse { .. }) if Instant::now() < deadline => {
+                    std::thread::sleep(DYING / 100);
+                }
+                opened => return opened,
+            }
+        }
+    }
+
     fn open_parts(&self, record: &VmRecord) -> Result<Parts, Denial> {
         let digest =
             Digest::try_from(record.image.clone()).map_err(|error| Denial::host(error.to_string()))?;
@@ -539,7 +556,7 @@ impl Agent {
         for attachment in ordered.chain(record.spec.volumes.iter().filter(|volume| !volume.root)) {
             let key = (record.tenant.clone(), attachment.volume.clone());
             let id = self.state().volume(&key)?.id.clone();
-            let file = self.volumes.open_for_use(&self.volume_key(&key, &id)?, attachment.read_only);
+            let file = self.open_volume(&self.volume_key(&key, &id)?, attachment.read_only);
             disks.push(DiskPart {
                 id: drive_id(&id),
                 file: file.map_err(|error| volume_denial(&error))?,

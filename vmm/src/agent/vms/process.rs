@@ -86,6 +86,14 @@ impl Handle {
     }
 }
 
+/// Whether a process is still the jailer at work on `id`, and not yet the VMM that it becomes: the last of its words are the
+/// VMM's own, behind a `--` that the VMM does not get to see.
+#[must_use]
+pub fn is_jailer(pid: i32) -> bool {
+    let cmdline = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    cmdline.split(|byte| *byte == 0).any(|word| word == b"--exec-file")
+}
+
 /// The process that a jail's lock file names, if it lives.
 #[must_use]
 pub fn of_jail(jail: &Path) -> Option<ProcessId> {

@@ -33,6 +33,8 @@ use crate::utc::Utc;
 
 /// How long a jailer may take to get as far as its process being noted.
 const JAILER: Duration = Duration::from_secs(5);
+/// How often nobody is found at work on an incarnation before there is nobody.
+const LOOKS: u32 = 20;
 /// How often a VMM that does not answer is asked again.
 const ASK_AGAIN: Duration = Duration::from_secs(5);
 /// How long after a failed write of the store the next is tried.
@@ -77,6 +79,19 @@ fn happened(key: &Key, kind: &'static str, detail: impl Into<String>) -> Happene
         requestor: AGENT.to_owned(),
         detail: detail.into(),
     }
+}
+
+/// Ends a process in which no guest ran. Not while it is the jailer: one that is killed before it has its janitor leaves its
+/// jail behind.
+async fn end_half_made(handle: &Handle) {
+    let deadline = Instant::now() + JAILER;
+    while handle.id().lives() && process::is_jailer(handle.id().pid) && Instant::now() < deadline {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    if let Err(error) = handle.kill() {
+        log::error!("{}: {error}", handle.id().pid);
+    }
+    handle.ended().await;
 }
 
 /// Looks for a VM's process after a start of the agent, and stores what it finds. Never ends a process that runs a guest.
@@ -195,10 +210,7 @@ impl Task {
             }
             // It was being made, and no guest ever ran in it: what was half done is undone.
             (_, Phase::Starting) => {
-                if let Err(error) = handle.kill() {
-                    log::error!("{}: {error}", self.id);
-                }
-                handle.ended().await;
+                end_half_made(&handle).await;
                 self.ended(None, false).await;
                 return;
             }
@@ -217,12 +229,14 @@ impl Task {
         let name = format!("{}-{}", self.id, runtime.incarnation);
         let jail = jail_dir(&config.jails(), &config.vmm, &name);
         let deadline = Instant::now() + JAILER;
+        let mut looks = 0;
         loop {
             if let Some(id) = process::of_jail(&jail) {
                 return Handle::open(&id);
             }
-            // A jailer at work names it soon.
-            if process::with_id(|id| id == name)?.is_empty() || Instant::now() > deadline {
+            // A jailer at work names it soon. One that the agent before had only just forked has no name yet itself.
+            looks += u32::from(process::with_id(|id| id == name)?.is_empty());
+            if looks == LOOKS || Instant::now() > deadline {
                 return Ok(None);
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -396,8 +410,7 @@ impl Task {
             Err(why) => {
                 log::error!("{}/{} can't be started: {why}", self.key.0, self.key.1);
                 if let Some(incarnation) = &self.incarnation {
-                    let _ = incarnation.handle.kill();
-                    incarnation.handle.ended().await;
+                    end_half_made(&incarnation.handle).await;
                 }
                 self.ended(Some(why), false).await;
             }
