@@ -91,9 +91,13 @@ fn what_is_no_request_of_ours_is_refused_as_such() {
     let (code, text) = reply.refusal();
     assert_eq!((reply.status, code.as_str()), (413, "too_large"));
     assert_eq!(text, "the body is too large: at most 1048576 bytes are accepted");
-    let reply =
-        client::request(&host.socket(), "GET", &format!("/v1/host?{}", "x".repeat(40_000)), "").unwrap();
-    assert!(matches!(reply.status, 414 | 431), "{}", reply.status);
+    // The agent reads no more of such a head than it takes, so its answer is lost if the rest is still on its way when it
+    // closes the connection (unix(7): the reader's next call is ECONNRESET).
+    match client::request(&host.socket(), "GET", &format!("/v1/host?{}", "x".repeat(40_000)), "") {
+        Ok(reply) => assert!(matches!(reply.status, 414 | 431), "{}", reply.status),
+        Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset, "{error}"),
+    }
+    assert_eq!(client::request(&host.socket(), "GET", "/v1/host", "").unwrap().status, 200);
 }
 
 #[test]
