@@ -189,7 +189,13 @@ impl Agent {
         if dry_run {
             return Ok(GcReport { leftovers });
         }
+        // No VM or volume is made meanwhile; those that were there may start.
+        let _turn = self.admission.lock().await;
         for leftover in &mut leftovers {
+            if self.has_an_owner(leftover) {
+                leftover.reason = "it has an owner by now".to_owned();
+                continue;
+            }
             let result = self.remove_leftover(leftover).await;
             match result {
                 Ok(()) => leftover.removed = leftover.kind != "volume",
@@ -204,6 +210,24 @@ impl Agent {
         })
         .await?;
         Ok(GcReport { leftovers })
+    }
+
+    /// Whether something that was found without an owner has one: what is noted before it is made may have been noted
+    /// after the state was looked at, and made before the host was.
+    fn has_an_owner(&self, leftover: &Leftover) -> bool {
+        let state = self.state();
+        let name = leftover.name.rsplit([' ', '/']).next().unwrap_or(&leftover.name);
+        state.vms.values().any(|vm| {
+            let lives = vm.runtime.phase != Phase::Stopped;
+            match leftover.kind.as_str() {
+                "process" | "jail" | "cgroup" => {
+                    lives && vm.record.incarnation(vm.runtime.incarnation) == name
+                }
+                "file" => vm.record.id == name,
+                "tap" | "nft" => lives && vm.runtime.interfaces.iter().any(|i| i.tap.ends_with(name)),
+                _ => false,
+            }
+        })
     }
 
     async fn remove_leftover(self: &Arc<Self>, leftover: &Leftover) -> Result<(), String> {
