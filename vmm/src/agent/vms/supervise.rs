@@ -5,7 +5,8 @@
 //!         ▼                                          │
 //!   Facts ──step()──> Start | Stop | Kill | ... ──> Rest (the operation ends)
 //! ```
-//! Only this task writes the VM's [`Runtime`], and whatever it is about to do is stored before it does it.
+//! This task writes the VM's [`Runtime`]; who wants something of it changes it under the same lock. Whatever the task is
+//! about to do is stored before it does it.
 
 use std::process::Child;
 use std::sync::Arc;
@@ -202,6 +203,7 @@ impl Task {
                         runtime.process = Some(id.clone());
                         runtime.paused = paused;
                         runtime.started_at.get_or_insert_with(clock::now);
+                        runtime.started_ms.get_or_insert(first.since_boot_ms);
                         runtime.first_start.get_or_insert_with(|| first.clone());
                     },
                     told,
@@ -353,7 +355,8 @@ impl Task {
     }
 
     async fn ask_again(&mut self) {
-        let Some(incarnation) = &self.incarnation else { return };
+        // Where it could not be looked for before, it is looked for again.
+        let Some(incarnation) = &self.incarnation else { return self.find().await };
         match incarnation.client.info().await {
             Ok(info) => {
                 self.live.does(Activity::None);
