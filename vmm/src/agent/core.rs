@@ -14,8 +14,10 @@ use super::audit::{self, AuditLog, load_or_create_key};
 use super::clock;
 use super::config::Config;
 use super::events::{Events, Happened};
+use super::fresh::Fresh;
 use super::host::Resources;
 use super::images::Images;
+use super::metering::Traffic;
 use super::model::{Denial, DenialCode, HostState, Name};
 use super::net::HostNet;
 use super::network;
@@ -81,6 +83,8 @@ pub struct Agent {
     meters: Mutex<BTreeMap<String, Position>>,
     /// Held while a volume's usage is read and recorded.
     pub(super) sampling_volumes: tokio::sync::Mutex<()>,
+    /// The interfaces' counters.
+    pub(super) traffic_read: Fresh<Traffic>,
     /// When usage was sampled last because somebody read it, in time since boot.
     pub(super) sampled_for_readers: Mutex<Option<std::time::Duration>>,
 }
@@ -190,6 +194,7 @@ impl Agent {
             starts: Semaphore::new(config.starts_at_once),
             admission: tokio::sync::Mutex::default(),
             sampling_volumes: tokio::sync::Mutex::default(),
+            traffic_read: Fresh::default(),
             sampled_for_readers: Mutex::default(),
             state: Mutex::new(state),
             meters: Mutex::new(loaded.all(&path, Table::Samples)?),

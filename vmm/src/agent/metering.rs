@@ -299,7 +299,7 @@ impl Agent {
             let state = self.state();
             state.vms.get(key).is_some_and(|vm| !vm.runtime.interfaces.is_empty())
         };
-        let traffic = if taps { self.traffic().await } else { Traffic::default() };
+        let traffic = if taps { self.traffic().await } else { Arc::default() };
         // Its API is gone; time and network are counted to the end.
         let _ = self.sample_vm(key, &traffic, end).await;
     }
@@ -347,7 +347,7 @@ impl Agent {
             let running = state.vms.iter().filter(|(_, vm)| vm.runtime.phase == Phase::Running);
             (running.map(|(key, _)| key.clone()).collect(), state.volumes.keys().cloned().collect())
         };
-        let traffic = if vms.is_empty() { Traffic::default() } else { self.traffic().await };
+        let traffic = if vms.is_empty() { Arc::default() } else { self.traffic().await };
         stream::iter(vms)
             .for_each_concurrent(SAMPLED_AT_ONCE, |key| {
                 let traffic = &traffic;

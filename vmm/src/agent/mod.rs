@@ -22,7 +22,7 @@
 //! | [`vms`] | a VM's process, console, API, and the task that makes what is what is wanted |
 //! | [`images`], [`volumes`], [`seed`], [`files`] | files: content-addressed, sparse, never half made |
 //! | [`net`], `network` | links and rules on the host; how the agent uses them |
-//! | [`usage`], `metering` | records without gap or double count; how counters are read |
+//! | [`usage`], `metering`, `fresh` | records without gap or double count; how counters are read; once for all who ask |
 //! | [`host`], `doctor`, `openmetrics` | what the server has; what is wrong or left over; counters |
 //! | [`api`] | HTTP: connections, authorisation, requests, streams |
 
@@ -35,6 +35,7 @@ pub mod core;
 mod doctor;
 pub mod events;
 pub mod files;
+mod fresh;
 pub mod host;
 pub mod images;
 mod metering;

@@ -390,19 +390,21 @@ impl Agent {
         let Some(net) = self.net.clone().filter(|_| !interfaces.is_empty()) else { return };
         let (agent, tenant, subnets) = (Arc::clone(self), record.tenant.clone(), self.subnets());
         let done = blocking(move || {
-            for interface in &interfaces {
-                let known = agent.interface(&tenant, interface, &subnets)?;
-                net.unplug(&known).map_err(|error| denied(&error))?;
-            }
-            Ok(())
+            let known = interfaces.iter().map(|interface| agent.interface(&tenant, interface, &subnets));
+            net.unplug(&known.collect::<Result<Vec<_>, _>>()?).map_err(|error| denied(&error))
         });
         if let Err(denial) = done.await {
             log::error!("{}/{}: {denial}", record.tenant, record.name);
         }
     }
 
-    /// What went over all interfaces.
-    pub(super) async fn traffic(self: &Arc<Self>) -> Traffic {
+    /// What has gone over all interfaces when this is called, or a little more.
+    pub(super) async fn traffic(self: &Arc<Self>) -> Arc<Traffic> {
+        // A listing takes as long for one as for all of them, and VMs end in crowds.
+        self.traffic_read.get(async || self.read_traffic().await).await
+    }
+
+    async fn read_traffic(&self) -> Traffic {
         let Some(net) = self.net.clone() else { return Traffic::default() };
         let read = blocking(move || net.read_counters().map_err(|error| denied(&error))).await;
         let read = match read {

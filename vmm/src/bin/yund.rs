@@ -20,7 +20,10 @@ use vmm::sandbox::jail::in_words;
 const BLOCKING_THREADS: usize = 32;
 /// Stack of a thread, in bytes.
 const STACK: usize = 1 << 20;
+
 fn main() -> ExitCode {
+    // Or each of the threads for what blocks would keep the most it ever needed.
+    vmm::mem::heap::share();
     let args = Args::parse();
     if args.openapi {
         return match std::io::stdout().write_all(openapi_document().as_bytes()) {

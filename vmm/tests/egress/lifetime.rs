@@ -33,15 +33,15 @@ fn unplugging_leaves_nothing_whoever_has_the_tap_open() {
         let payload = world.payload();
         guest.say(addr(DOMESTIC[0]), &payload);
         guest.wait_for_echo(addr(DOMESTIC[0]), &payload);
-        world.net.unplug(&guest.interface).unwrap();
+        world.net.unplug(std::slice::from_ref(&guest.interface)).unwrap();
         assert_eq!(lines(&state()), before, "its TAP was still open");
         drop(guest);
         let guest = world.guest("a", 2, EgressClass::Domestic);
         let interface = guest.interface.clone();
         drop(guest);
-        world.net.unplug(&interface).unwrap();
+        world.net.unplug(std::slice::from_ref(&interface)).unwrap();
         assert_eq!(lines(&state()), before, "its VMM had ended");
-        world.net.unplug(&interface).unwrap();
+        world.net.unplug(std::slice::from_ref(&interface)).unwrap();
         assert_eq!(lines(&state()), before, "there was nothing to unplug");
     });
 }
@@ -99,7 +99,7 @@ fn a_restart_of_the_agent_keeps_flows_and_counters_of_running_guests() {
         let back = world.payload();
         world.domestic.sockets[0].send_to(&back, (guest.ipv4(), 4000)).unwrap();
         guest.wait_for_echo(addr(DOMESTIC[0]), &back);
-        again.unplug(&ended).unwrap();
+        again.unplug(std::slice::from_ref(&ended)).unwrap();
     });
 }
 
@@ -144,7 +144,7 @@ fn leftovers_are_what_belongs_to_no_known_interface_and_can_be_removed() {
             world.net.remove(leftover).unwrap();
         }
         assert_eq!(world.net.leftovers(&all).unwrap(), []);
-        world.net.unplug(&known.interface).unwrap();
+        world.net.unplug(std::slice::from_ref(&known.interface)).unwrap();
         sh("ip link del yunder");
         assert_eq!(lines(&state()), before);
     });

@@ -154,7 +154,15 @@ fn bytes_are_counted_by_where_they_go() {
         );
         assert_eq!((count(traffic.isolated.sent), count(traffic.isolated.received)), ((1, 100), (0, 0)));
         assert_eq!(count(all[&neighbour.id()].isolated.received), (1, 100));
-        assert_eq!(world.net.unplug(&guest.interface).unwrap(), traffic, "the last reading is handed over");
+        let (id, interface) = (guest.id(), guest.interface.clone());
+        drop(guest);
+        assert_eq!(
+            world.net.read_counters().unwrap()[&id],
+            traffic,
+            "the last bill is written once the TAP is gone"
+        );
+        world.net.unplug(&[interface]).unwrap();
+        assert!(!world.net.read_counters().unwrap().contains_key(&id));
     });
 }
 

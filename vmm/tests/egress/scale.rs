@@ -71,7 +71,7 @@ fn ten_thousand_prefixes_and_a_thousand_interfaces_load_in_a_second_and_switch_c
         let (found, looking) = timed(|| net.leftovers(&[]).unwrap());
         assert!(found.len() >= 1_000);
         let (_, again) = timed(|| net.prepare().unwrap());
-        let (_, unplug) = timed(|| net.unplug(&extra).unwrap());
+        let (_, unplug) = timed(|| net.unplug(std::slice::from_ref(&extra)).unwrap());
         let (tap, plug) = timed(|| net.plug(&extra).unwrap());
         drop(tap);
         // The rules are in force.
@@ -97,11 +97,11 @@ fn two_hundred_rounds_of_plug_and_unplug_leave_nothing() {
         let world = World::new();
         let interface = world.interface("a", 2, EgressClass::Domestic);
         drop(world.net.plug(&interface).unwrap());
-        world.net.unplug(&interface).unwrap();
+        world.net.unplug(std::slice::from_ref(&interface)).unwrap();
         let before = lines(&state());
         for _ in 0..200 {
             drop(world.net.plug(&interface).unwrap());
-            world.net.unplug(&interface).unwrap();
+            world.net.unplug(std::slice::from_ref(&interface)).unwrap();
         }
         assert_eq!(lines(&state()), before);
     });

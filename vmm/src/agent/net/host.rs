@@ -204,38 +204,38 @@ impl HostNet {
         if let Err(error) = link::connect(interface) {
             drop(tap);
             // What went wrong first is what is reported; what stays here, `leftovers` finds.
-            let _ = self.forget(interface);
+            let _ = self.forget(std::slice::from_ref(interface));
             return Err(error.into());
         }
         Ok(tap)
     }
 
-    /// Removes all that is on the host for an interface, and says what it had counted in the end. That some of it, or all,
-    /// is gone already is no error. Whoever still has the TAP open is cut off.
+    /// Removes all that is on the host for these interfaces, whose counts end with it. That some of it, or all, is gone already
+    /// is no error. Whoever still has a TAP open is cut off.
     ///
     /// # Errors
     /// [`NetError`]; it may be called again.
-    pub fn unplug(&self, interface: &Interface) -> Result<Traffic, NetError> {
-        // Nothing is counted once the TAP is gone.
-        link::remove(&interface.id().tap())?;
-        let traffic = self.read_counters()?.remove(&interface.id()).unwrap_or_default();
-        self.forget(interface)?;
-        Ok(traffic)
+    pub fn unplug(&self, interfaces: &[Interface]) -> Result<(), NetError> {
+        for interface in interfaces {
+            link::remove(&interface.id().tap())?;
+        }
+        self.forget(interfaces)
     }
 
-    /// Takes an interface out of the ruleset, whatever is there of it.
-    fn forget(&self, interface: &Interface) -> Result<(), NetError> {
-        let elements = Parts::change(&Parts::of(interface), &Parts::default());
-        let script = elements + &end_flow_count(interface.id());
-        match nft::apply(&self.setup.nft, "remove an interface", &script) {
+    /// Takes interfaces out of the ruleset, whatever is there of them.
+    fn forget(&self, interfaces: &[Interface]) -> Result<(), NetError> {
+        let parts = interfaces.iter().map(Parts::of).fold(Parts::default(), Parts::with);
+        let mut script = Parts::change(&parts, &Parts::default());
+        script.extend(interfaces.iter().map(|interface| end_flow_count(interface.id())));
+        match nft::apply(&self.setup.nft, "remove interfaces", &script) {
             Ok(()) => Ok(()),
-            Err(NftError::Refused { .. }) => self.clear(interface.id()),
+            Err(NftError::Refused { .. }) => self.clear(&parts.ids()),
             Err(error) => Err(error.into()),
         }
     }
 
-    fn clear(&self, id: InterfaceId) -> Result<(), NetError> {
-        let there = self.present()?.only(&BTreeSet::from([id]));
+    fn clear(&self, ids: &BTreeSet<InterfaceId>) -> Result<(), NetError> {
+        let there = self.present()?.only(ids);
         self.change(&there, &Parts::default())
     }
 
@@ -384,7 +384,7 @@ impl HostNet {
     pub fn remove(&self, leftover: &Leftover) -> Result<(), NetError> {
         match leftover {
             Leftover::Tap { name } => Ok(link::remove(name)?),
-            Leftover::Rules { id } => self.clear(*id),
+            Leftover::Rules { id } => self.clear(&BTreeSet::from([*id])),
         }
     }
 }
