@@ -9,6 +9,7 @@
 //   do=flood          prints for ever
 //   do=spin           does nothing for ever
 //   do=halt           stops its CPU for ever
+//   do=heed           waits for the power button
 //   do=echo           prints what comes in on COM1
 //   end=poweroff|reboot|keyboard|panic|triple   how it ends (poweroff unless told otherwise)
 //
@@ -271,6 +272,7 @@ void guest_main(u8 *params) {
     if (starts(what, "flood")) for (;;) print("the quick brown fox jumps over the lazy dog\n");
     if (starts(what, "spin")) for (;;) __asm__ volatile("pause");
     if (starts(what, "halt")) for (;;) __asm__ volatile("cli\n\thlt");
+    if (starts(what, "heed")) while (!(inb(ACPI_PORT + 2) & 1)) __asm__ volatile("pause");
     if (starts(what, "echo")) for (;;) if (inb(COM1 + 5) & 1) put(inb(COM1));
     print("done\n");
     end_with(option(cmdline, "end=", "poweroff"));

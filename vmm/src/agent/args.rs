@@ -99,6 +99,9 @@ pub struct Args {
     /// Print the description of the API (OpenAPI 3.1), and end
     #[arg(long)]
     pub openapi: bool,
+    /// Put an audit log whose chain is broken aside, which no agent would add to, and end: the next agent begins a new one
+    #[arg(long)]
+    pub set_aside_audit: bool,
     /// Repair and read a copy of a store, and end: what the agent does with itself before it opens one
     #[arg(long, value_name = "FILE", hide = true)]
     pub try_store: Option<PathBuf>,

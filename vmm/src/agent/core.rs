@@ -8,6 +8,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use ed25519_dalek::SigningKey;
 use tokio::sync::Semaphore;
 
 use super::audit::{self, AuditLog, load_or_create_key};
@@ -35,7 +36,7 @@ use crate::sandbox::jail::in_words;
 pub const HOST: &str = "host";
 
 /// A file of the audit log is closed, signed and followed by another when it is as long as this, in bytes.
-const AUDIT_FILE_LEN_MAX: u64 = 64 << 20;
+const AUDIT_OPTIONS: audit::Options = audit::Options { file_len_max: 64 << 20 };
 
 /// Long work with files that is done at the same time.
 const COPIES_AT_ONCE: usize = 4;
@@ -132,6 +133,26 @@ fn names(path: &Path, key: &str) -> Result<Key, StoreError> {
     }
 }
 
+/// Where the audit log is, and the key that signs it.
+fn audit_parts(state_dir: &Path) -> Result<(PathBuf, SigningKey), StartError> {
+    let key = load_or_create_key(&state_dir.join("host.key"));
+    let key = key.map_err(|error| StartError::Files(in_words(&error)))?;
+    Ok((state_dir.join("audit.jsonl"), key))
+}
+
+/// Puts the files of an audit log whose chain is broken aside, for an agent to begin a new one, whose first records say what
+/// was put aside; where they are now. Nothing is done to a log that is whole.
+///
+/// # Errors
+/// [`StartError::Files`], also if an agent is running.
+pub fn set_audit_aside(state_dir: &Path) -> Result<Vec<PathBuf>, StartError> {
+    let (log, key) = audit_parts(state_dir)?;
+    match AuditLog::set_aside(&log, key, AUDIT_OPTIONS) {
+        Ok((_, aside)) => Ok(aside),
+        Err(error) => Err(StartError::Files(in_words(&error))),
+    }
+}
+
 /// A record's key.
 #[must_use]
 pub fn key_of(key: &Key) -> String {
@@ -181,10 +202,8 @@ impl Agent {
         let files = |error: &dyn std::error::Error| StartError::Files(in_words(error));
         let images = Images::open(&config.state_dir.join("images")).map_err(|e| files(&e))?;
         let volumes = Volumes::open(&config.state_dir.join("volumes")).map_err(|e| files(&e))?;
-        let (key, log) = (config.state_dir.join("host.key"), config.state_dir.join("audit.jsonl"));
-        let key = load_or_create_key(&key).map_err(|e| files(&e))?;
-        let options = audit::Options { file_len_max: AUDIT_FILE_LEN_MAX };
-        let audit = AuditLog::open(&log, key, options).map_err(|e| files(&e))?;
+        let (log, key) = audit_parts(&config.state_dir)?;
+        let audit = AuditLog::open(&log, key, AUDIT_OPTIONS).map_err(|e| files(&e))?;
         let resources = Resources::read(&config).map_err(host("find out what the host has"))?;
         let net = config.network.then(|| network::of(&config)).transpose().map_err(StartError::Network)?;
         let agent = Arc::new(Self {

@@ -24,7 +24,6 @@ use super::vms::client::{VmmClient, VmmError};
 use super::vms::launch::jail_dir;
 use super::vms::process;
 use crate::sandbox::jail::in_words;
-use crate::utc::Utc;
 
 /// How long what was read for somebody is good enough for the next.
 const FRESH: Duration = Duration::from_secs(10);
@@ -96,7 +95,7 @@ impl Agent {
         Instant {
             boot_id: self.boot.clone(),
             boottime_ns: u64::try_from(clock::since_boot().as_nanos()).unwrap_or(u64::MAX),
-            wall_ns: Utc::now().as_millis().saturating_mul(1_000_000),
+            wall_ns: clock::wall().as_millis().saturating_mul(1_000_000),
         }
     }
 

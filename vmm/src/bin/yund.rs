@@ -12,7 +12,7 @@ use nix::sys::stat::{Mode, umask};
 use tokio::sync::mpsc;
 use vmm::agent::api::{Server, listen, openapi_document};
 use vmm::agent::args::Args;
-use vmm::agent::core::{AGENT, Agent};
+use vmm::agent::core::{AGENT, Agent, set_audit_aside};
 use vmm::agent::store;
 use vmm::sandbox::jail::in_words;
 
@@ -42,6 +42,22 @@ fn main() -> ExitCode {
     }
     // Store, consoles and logs are nobody else's to read.
     umask(Mode::S_IRWXG | Mode::S_IRWXO);
+    if args.set_aside_audit {
+        return match set_audit_aside(&args.state_dir) {
+            Ok(aside) if aside.is_empty() => {
+                println!("the audit log is whole: nothing was put aside");
+                ExitCode::SUCCESS
+            }
+            Ok(aside) => {
+                aside.iter().for_each(|path| println!("put aside: {}", path.display()));
+                ExitCode::SUCCESS
+            }
+            Err(error) => {
+                eprintln!("yund: {}", in_words(&error));
+                ExitCode::FAILURE
+            }
+        };
+    }
     let signals = match signals() {
         Ok(signals) => signals,
         Err(error) => {

@@ -238,3 +238,43 @@ fn a_second_agent_on_the_same_socket_is_refused_and_the_first_unharmed() {
     assert_eq!(host.vm("vm")["status"]["state"], "paused");
     host.put(&vm_path("t", "two"), &json!({ "spec": spec_with("do=spin", &json!({ "power": "stopped" })) }));
 }
+
+#[test]
+fn a_broken_audit_log_stops_the_agent_but_no_vm_until_it_is_put_aside() {
+    if !ready() {
+        return;
+    }
+    let host = Host::new();
+    host.run("vm", &spec("do=spin"));
+    let pid = host.vm_pid("vm");
+    let put_aside = || {
+        let mut command = host.command();
+        let command = command.arg("--set-aside-audit").stdout(Stdio::piped()).stderr(Stdio::piped());
+        let output = command.output().unwrap();
+        let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        (output.status.code(), format!("{out}{err}"))
+    };
+    let (status, said) = put_aside();
+    assert!(status == Some(1) && said.contains("another process writes to this audit log"), "{said}");
+    host.kill9();
+    assert_eq!(put_aside(), (Some(0), "the audit log is whole: nothing was put aside\n".to_owned()));
+
+    let path = host.state_dir().join("audit.jsonl");
+    let whole = fs::read_to_string(&path).unwrap();
+    let edited = whole.replacen("/v1/tenants/t", "/v1/tenants/u", 1);
+    assert_ne!(edited, whole);
+    fs::write(&path, &edited).unwrap();
+    let said = refused(&host);
+    assert!(said.contains("audit.jsonl, line ") && said.contains("--set-aside-audit"), "{said}");
+    assert_eq!(fs::read_to_string(&path).unwrap(), edited, "it is evidence");
+
+    let aside = host.state_dir().join("audit.jsonl.broken-1");
+    assert_eq!(put_aside(), (Some(0), format!("put aside: {}\n", aside.display())));
+    assert_eq!(fs::read_to_string(&aside).unwrap(), edited);
+    host.start();
+    assert_eq!(host.vm_pid("vm"), pid);
+    let log = fs::read_to_string(&path).unwrap();
+    assert!(log.lines().take(2).any(|line| line.contains("SET-ASIDE")), "{log}");
+    audit_is_whole(&host);
+    nothing_is_left_over(&host);
+}

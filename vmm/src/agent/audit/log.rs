@@ -51,7 +51,7 @@ pub enum OpenError {
     #[error("{} is locked: another process writes to this audit log", .0.display())]
     Busy(PathBuf),
     /// A file is not what was written: it is left as it is.
-    #[error("{}, line {line} (0: the last): {fault}; nothing is appended to a broken chain: look into it, then have the file set aside to begin anew", path.display())]
+    #[error("{}, line {line} (0: the last): {fault}; nothing is appended to a broken chain: look into it, then have yund put it aside by --set-aside-audit", path.display())]
     Broken {
         /// The file.
         path: PathBuf,

@@ -1,11 +1,15 @@
 //! Capacity, drain, shutdown, reboot, and what is left over.
 
 use std::fs;
+use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use serde_json::{Value, json};
 
-use super::super::common::eventually;
+use super::super::common::{PATIENCE, eventually};
 use super::super::order::{nothing_is_left_over, settles};
 use super::super::ready;
 use super::super::rig::{Host, spec, spec_with, vm_path};
@@ -203,6 +207,85 @@ fn leftovers_are_listed_and_removed_except_what_may_be_somebodys_data() {
     assert_eq!(fs::read(&data).unwrap(), b"somebody's");
     assert_eq!(host.vm("vm")["status"]["state"], "running");
     fs::remove_file(data).unwrap();
+    nothing_is_left_over(&host);
+}
+
+#[test]
+fn a_socket_that_is_passed_by_systemd_keeps_who_asks_waiting_while_there_is_no_agent() {
+    if !ready() {
+        return;
+    }
+    let host = Host::bare(&[]);
+    let passed = host.dir().join("passed.sock");
+    let listener = UnixListener::bind(&passed).unwrap();
+    let launch = || {
+        let yund = host.command();
+        // sd_listen_fds(3): the first descriptor is 3, and the process they are for is named.
+        let mut shell = Command::new("sh");
+        shell.args(["-c", "LISTEN_PID=$$ LISTEN_FDS=1 exec \"$@\" 3<&0 </dev/null", "sh"]);
+        shell
+            .arg(yund.get_program())
+            .args(yund.get_args())
+            .stdin(OwnedFd::from(listener.try_clone().unwrap()));
+        host.launch(shell);
+    };
+    for _ in 0..2 {
+        let mut early = UnixStream::connect(&passed).unwrap();
+        early.write_all(b"GET /v1/whoami HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+        early.set_read_timeout(Some(PATIENCE)).unwrap();
+        launch();
+        let mut answer = String::new();
+        early.read_to_string(&mut answer).unwrap_or_else(|error| panic!("{error}: {}", host.log()));
+        assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer}");
+        host.kill9();
+    }
+    assert!(!host.socket().exists(), "it made one of its own");
+}
+
+/// Ends the threads that look at it, whatever happens.
+struct AtEnd<'a>(&'a AtomicBool);
+
+impl Drop for AtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn gc_takes_nothing_of_what_starts_while_it_looks() {
+    if !ready() {
+        return;
+    }
+    let host = Host::new();
+    let (done, runs) = (AtomicBool::new(false), AtomicUsize::new(0));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                let reply = host.ask("POST", "/v1/gc", &json!({ "dry_run": false }));
+                assert_eq!(reply.status, 200, "{}", reply.text());
+                runs.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        let _at_end = AtEnd(&done);
+        for round in 0..30 {
+            let vm = format!("vm{}", round % 3);
+            host.run(&vm, &spec("do=spin"));
+            // One that looked while it started has done what it does.
+            let before = runs.load(Ordering::Relaxed);
+            eventually("another run", || (runs.load(Ordering::Relaxed) > before + 1).then_some(()));
+            let status = host.vm(&vm)["status"].clone();
+            assert_eq!(
+                (&status["state"], &status["incarnation"]),
+                (&json!("running"), &json!(1)),
+                "{status}"
+            );
+            let jail = host
+                .state_dir()
+                .join(format!("jails/yun-vmm/{}-1/root/run", host.vm(&vm)["id"].as_str().unwrap()));
+            assert!(jail.exists(), "{}", jail.display());
+            host.done("DELETE", &vm_path("t", &vm), &Value::Null);
+        }
+    });
     nothing_is_left_over(&host);
 }
 

@@ -11,7 +11,7 @@ use vmm::agent::vms::process::cpu_ns;
 use super::super::common::eventually;
 use super::super::order::{audit_is_whole, sum, usage, usage_adds_up};
 use super::super::ready;
-use super::super::rig::{Host, spec, vm_path};
+use super::super::rig::{Host, spec, spec_with, vm_path};
 
 #[test]
 fn usage_has_no_gap_and_no_double_count_over_deaths_of_the_agent_at_any_time() {
@@ -37,6 +37,37 @@ fn usage_has_no_gap_and_no_double_count_over_deaths_of_the_agent_at_any_time() {
     let (begin, end) = (records[0].start_ns, records.last().unwrap().end_ns);
     let durations: u64 = records.iter().map(|record| record.duration_ns).sum();
     assert!(durations.abs_diff(end - begin) < 200_000_000, "{durations} of {}", end - begin);
+    assert_eq!(sum(records, &Meter::MemMibNs), u128::from(durations) * 32);
+}
+
+#[test]
+fn usage_adds_up_and_nothing_ends_early_when_the_clock_is_set_back_by_a_day() {
+    if !ready() {
+        return;
+    }
+    let host = Host::new();
+    host.run("vm", &spec_with("do=spin", &json!({ "ttl_seconds": 3600 })));
+    let pid = host.vm_pid("vm");
+    for behind in ["86400", "0", "86400"] {
+        host.kill9();
+        let mut command = host.command();
+        command.env("YUND_CLOCK_BEHIND", behind);
+        host.launch(command);
+        let before = eventually("the agent's answer", || host.attempt("GET", "/v1/usage", &Value::Null).ok());
+        let (before, rows) = (before.json(), || host.get("/v1/usage").as_array().unwrap().len());
+        let before = before.as_array().unwrap().len();
+        eventually("a record", || (rows() > before).then_some(()));
+    }
+    assert_eq!(host.vm_pid("vm"), pid);
+    let before = cpu_ns(pid, "yun_vcpu").unwrap();
+    host.terminate();
+    let after = cpu_ns(pid, "yun_vcpu").unwrap();
+    let usage = usage_adds_up(&host);
+    let (_, records) = usage.iter().find(|(name, _)| name.starts_with("vm-")).unwrap();
+    let used = sum(records, &Meter::VcpuNs);
+    assert!((u128::from(before)..=u128::from(after)).contains(&used), "{before} {used} {after}");
+    let durations: u64 = records.iter().map(|record| record.duration_ns).sum();
+    assert!(durations < 600_000_000_000, "a day is paid for that nobody had: {durations}");
     assert_eq!(sum(records, &Meter::MemMibNs), u128::from(durations) * 32);
 }
 

@@ -49,6 +49,25 @@ fn a_stop_asks_the_guest_and_kills_it_when_its_time_is_over_and_a_start_begins_a
 }
 
 #[test]
+fn a_guest_that_heeds_the_power_button_ends_in_its_own_way() {
+    if !ready() {
+        return;
+    }
+    let host = Host::new();
+    // Longer than this test may take.
+    host.run("vm", &spec_with("do=heed", &json!({ "stop_timeout_seconds": 600 })));
+    host.act("vm", "stop");
+    let status = host.becomes("vm", "stopped")["status"].clone();
+    assert_eq!(
+        (&status["last_end"]["status"], &status["last_end"]["signal"]),
+        (&json!(0), &Value::Null),
+        "{status}"
+    );
+    assert!(host.console("vm").ends_with("done\r\n") || host.console("vm").ends_with("done\n"));
+    nothing_is_left_over(&host);
+}
+
+#[test]
 fn a_kill_waits_for_nobody_not_even_for_a_stop_that_is_under_way() {
     if !ready() {
         return;
