@@ -153,11 +153,16 @@ impl Limiter {
         }
     }
 
-    /// Takes one operation of `bytes`, going into debt if need be.
-    pub fn charge(&mut self, bytes: u64) {
+    /// Takes `bytes` and no operation, going into debt if need be: what an admitted one turned out to cost.
+    pub fn charge_bytes(&mut self, bytes: u64) {
         if let Some(bucket) = &mut self.bytes {
             bucket.charge(bytes);
         }
+    }
+
+    /// Takes one operation of `bytes`, going into debt if need be.
+    pub fn charge(&mut self, bytes: u64) {
+        self.charge_bytes(bytes);
         if let Some(bucket) = &mut self.ops {
             bucket.charge(1);
         }

@@ -259,3 +259,41 @@ fn the_configuration_reads_in_any_width_zeros_past_its_end_and_a_new_generation_
         assert_eq!(&data, b"X");
     });
 }
+
+#[test]
+fn a_driver_switches_the_cache_mode_once_it_agreed_on_that_and_a_reset_forgets_it() {
+    use devices::limiter::LimiterSpec;
+    use devices::testing::block::MemBackend;
+    use devices::virtio::block::{Block, BlockOptions, Cache, F_CONFIG_WCE, F_FLUSH};
+
+    const WRITEBACK: u64 = 0x20;
+    for via in Via::ALL {
+        let disk = MemBackend::zeroed(8);
+        let options = BlockOptions {
+            name: "test".into(),
+            read_only: false,
+            cache: Cache::Writeback,
+            serial: String::new(),
+            limits: LimiterSpec::default(),
+        };
+        let driver = TransportDriver::new(via, Box::new(Block::new(Box::new(disk.clone()), &options)), ram());
+        let mode = || {
+            let mut byte = [0];
+            driver.read_config(WRITEBACK, &mut byte);
+            byte[0]
+        };
+        let switch = |to: u8| driver.write_config(WRITEBACK, &[to]);
+        assert!(driver.initialise(feature::VERSION_1 | F_FLUSH, &[GOOD]));
+        switch(0);
+        assert_eq!(mode(), 1, "{via:?}: it was not agreed on");
+        driver.reset();
+        switch(0);
+        assert_eq!(mode(), 1, "{via:?}: nothing was agreed on yet");
+        assert!(driver.initialise(feature::VERSION_1 | F_FLUSH | F_CONFIG_WCE, &[GOOD]));
+        let flushes = disk.platter().flushes;
+        switch(0);
+        assert_eq!((mode(), disk.platter().flushes), (0, flushes + 1), "{via:?}");
+        driver.reset();
+        assert_eq!(mode(), 1, "{via:?}");
+    }
+}

@@ -9,7 +9,7 @@ use devices::mem::VolatileSlice;
 use devices::testing::block::MemBackend;
 use devices::testing::queue::{give, take};
 use devices::testing::ram;
-use devices::virtio::block::{Backend, Block, BlockOptions, Cache};
+use devices::virtio::block::{Backend, Block, BlockOptions, Cache, Erasure};
 use devices::virtio::queue::{total_len, truncate};
 
 use crate::Input;
@@ -47,6 +47,12 @@ impl Backend for Disk {
         assert!(offset + total_len(from) as u64 <= 512 * self.sectors(), "checked against the capacity");
         let keep = self.fate(total_len(from))?;
         self.0.write_at(offset, truncate(&mut from.to_vec(), keep))
+    }
+
+    fn erase(&mut self, offset: u64, len: u64, how: Erasure) -> io::Result<u64> {
+        assert!(offset + len <= 512 * self.sectors(), "checked against the capacity");
+        self.fate(0)?;
+        self.0.erase(offset, len, how)
     }
 
     fn flush(&mut self) -> io::Result<()> {

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::seed::Seed;
 use crate::mem::VolatileSlice;
-use crate::virtio::block::Backend;
+use crate::virtio::block::{Backend, Erasure};
 use crate::virtio::queue::{copy_in, copy_out, total_len};
 
 /// What a disk in memory holds and was asked; shared with the test.
@@ -15,6 +15,8 @@ pub struct Platter {
     pub bytes: Vec<u8>,
     /// Completed flushes.
     pub flushes: u64,
+    /// Ranges erased, in order.
+    pub erasures: Vec<(u64, u64, Erasure)>,
     /// Calls of any kind.
     pub calls: u64,
 }
@@ -27,7 +29,7 @@ impl MemBackend {
     /// A disk of `bytes`.
     #[must_use]
     pub fn new(bytes: Vec<u8>) -> Self {
-        Self(Arc::new(Mutex::new(Platter { bytes, flushes: 0, calls: 0 })))
+        Self(Arc::new(Mutex::new(Platter { bytes, ..Platter::default() })))
     }
 
     /// A zeroed disk of `sectors` sectors of 512 bytes.
@@ -65,6 +67,15 @@ impl Backend for MemBackend {
         platter.calls += 1;
         let (start, n) = reach(platter.bytes.len(), offset, total_len(from));
         Ok(copy_out(from, &mut platter.bytes[start..start + n]))
+    }
+
+    fn erase(&mut self, offset: u64, len: u64, how: Erasure) -> io::Result<u64> {
+        let mut platter = self.platter();
+        platter.calls += 1;
+        platter.erasures.push((offset, len, how));
+        let (start, n) = reach(platter.bytes.len(), offset, usize::try_from(len).unwrap_or(usize::MAX));
+        platter.bytes[start..start + n].fill(0);
+        Ok(0)
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -138,6 +149,11 @@ impl Backend for FaultyBackend {
         self.stumble()?;
         let from = self.shorten(from);
         self.disk.write_at(offset, &from)
+    }
+
+    fn erase(&mut self, offset: u64, len: u64, how: Erasure) -> io::Result<u64> {
+        self.stumble()?;
+        self.disk.erase(offset, len, how)
     }
 
     fn flush(&mut self) -> io::Result<()> {

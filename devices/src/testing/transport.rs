@@ -295,6 +295,11 @@ impl TransportDriver {
         self.window().read(self.at(mmio::CONFIG, PCI_DEVICE) + offset, data);
     }
 
+    /// Writes `data` into the device's configuration space.
+    pub fn write_config(&self, offset: u64, data: &[u8]) {
+        self.window().write(self.at(mmio::CONFIG, PCI_DEVICE) + offset, data);
+    }
+
     /// The configuration's generation, as far as the register shows it.
     #[must_use]
     pub fn config_generation(&self) -> u32 {

@@ -18,7 +18,7 @@ pub mod status;
 pub mod transport;
 
 use std::os::fd::RawFd;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
@@ -39,19 +39,62 @@ pub enum DeviceKind {
     Entropy = 4,
 }
 
+/// A byte of a configuration space that the driver may write: 0 or 1.
+#[derive(Debug)]
+struct Switch {
+    offset: u64,
+    feature: u64,
+    on: AtomicBool,
+}
+
 /// The device-specific configuration space (virtio 1.2 §2.5), little-endian, shared by the device (which changes it) and
-/// its transport (which lets the guest read it).
+/// its transport (which lets the guest read it, and write its one switch if it has one).
 #[derive(Debug)]
 pub struct ConfigSpace {
     bytes: RwLock<Vec<u8>>,
     generation: AtomicU32,
+    switch: Option<Switch>,
 }
 
 impl ConfigSpace {
     /// A configuration space holding `bytes`, generation 0.
     #[must_use]
     pub fn new(bytes: Vec<u8>) -> Arc<Self> {
-        Arc::new(Self { bytes: RwLock::new(bytes), generation: AtomicU32::new(0) })
+        Arc::new(Self { bytes: RwLock::new(bytes), generation: AtomicU32::new(0), switch: None })
+    }
+
+    /// The same, where a driver that agreed on the bit `feature` may switch the byte at `offset` off and on. It is on now.
+    ///
+    /// # Panics
+    /// If `offset` is past the end: the device knows its own layout.
+    #[must_use]
+    pub fn with_switch(bytes: Vec<u8>, offset: usize, feature: u64) -> Arc<Self> {
+        assert!(offset < bytes.len(), "the switch is one of the bytes");
+        let switch = Switch { offset: offset as u64, feature, on: AtomicBool::new(true) };
+        Arc::new(Self { bytes: RwLock::new(bytes), generation: AtomicU32::new(0), switch: Some(switch) })
+    }
+
+    /// Whether the driver left the switch on; true without one. Cheap enough to be asked for each request.
+    #[must_use]
+    pub fn switched_on(&self) -> bool {
+        self.switch.as_ref().is_none_or(|switch| switch.on.load(Ordering::Acquire))
+    }
+
+    /// Switches on again: the driver that switched off is gone.
+    pub fn reset_switch(&self) {
+        if let Some(switch) = &self.switch {
+            switch.on.store(true, Ordering::Release);
+        }
+    }
+
+    /// A driver that agreed on `features` writes `data` at `offset`; whether that moved the switch. All else is ignored.
+    pub fn driver_writes(&self, features: u64, offset: u64, data: &[u8]) -> bool {
+        let Some(switch) = self.switch.as_ref().filter(|switch| features & switch.feature != 0) else {
+            return false;
+        };
+        let at = switch.offset.checked_sub(offset).and_then(|at| usize::try_from(at).ok());
+        let Some(byte) = at.and_then(|at| data.get(at)) else { return false };
+        switch.on.swap(*byte != 0, Ordering::AcqRel) != (*byte != 0)
     }
 
     /// Fills `data` from `offset`; zeros past the end.
@@ -61,6 +104,12 @@ impl ConfigSpace {
         let Some(rest) = usize::try_from(offset).ok().and_then(|offset| bytes.get(offset..)) else { return };
         let n = rest.len().min(data.len());
         data[..n].copy_from_slice(&rest[..n]);
+        if let Some(switch) = &self.switch
+            && let Some(byte) =
+                switch.offset.checked_sub(offset).and_then(|at| data.get_mut(usize::try_from(at).ok()?))
+        {
+            *byte = switch.on.load(Ordering::Acquire).into();
+        }
     }
 
     /// Replaces the bytes at `offset` and moves to the next generation. The caller raises the config interrupt.

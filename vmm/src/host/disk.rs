@@ -2,13 +2,15 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 
 use devices::mem::VolatileSlice;
-use devices::virtio::block::Backend;
+use devices::virtio::block::{Backend, Erasure};
+use devices::virtio::queue::truncate;
+use nix::fcntl::{FallocateFlags, fallocate};
 
 use crate::mem::vectored;
 
@@ -20,6 +22,9 @@ pub struct Disk {
     file: Arc<File>,
     read_only: bool,
     sectors: u64,
+    /// Of the file system, or of the device.
+    block_bytes: u32,
+    is_device: bool,
 }
 
 /// Takes (or, with `F_UNLCK`, gives back) the lock of the whole file for its open file description (fcntl(2), F_OFD_SETLK).
@@ -105,13 +110,81 @@ impl Disk {
                 }
             }
         }
-        Ok(Self { file: Arc::new(file), read_only, sectors: bytes / SECTOR })
+        let block_bytes = u32::try_from(metadata.blksize()).ok().filter(|bytes| bytes.is_power_of_two());
+        Ok(Self {
+            file: Arc::new(file),
+            read_only,
+            sectors: bytes / SECTOR,
+            block_bytes: block_bytes.unwrap_or(512).max(512),
+            is_device: kind.is_block_device(),
+        })
     }
+
+    /// fallocate(2) of what no file can have is refused by the kernel.
+    fn allocate(&self, flags: FallocateFlags, offset: u64, len: u64) -> io::Result<()> {
+        let too_large = |_| io::Error::from(io::ErrorKind::InvalidInput);
+        let (offset, len) =
+            (i64::try_from(offset).map_err(too_large)?, i64::try_from(len).map_err(too_large)?);
+        loop {
+            match fallocate(&*self.file, flags | FallocateFlags::FALLOC_FL_KEEP_SIZE, offset, len) {
+                Err(nix::Error::EINTR) => {}
+                other => return other.map_err(Into::into),
+            }
+        }
+    }
+
+    fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
+        if self.is_device {
+            return discard_device(&self.file, offset, len);
+        }
+        self.allocate(FallocateFlags::FALLOC_FL_PUNCH_HOLE, offset, len)
+    }
+
+    /// Writes zeros one by one.
+    fn write_zeros(&self, mut offset: u64, len: u64) -> io::Result<()> {
+        let mut zeros = [0; ZEROS];
+        let zeros = VolatileSlice::from(&mut zeros[..]);
+        let end = offset + len;
+        while offset < end {
+            let left = usize::try_from(end - offset).unwrap_or(usize::MAX);
+            let mut part = [zeros; ZEROS_AT_ONCE];
+            match vectored::pwritev(self.file.as_fd(), truncate(&mut part, left), offset)? {
+                0 => return Err(io::ErrorKind::WriteZero.into()),
+                n => offset += n as u64,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Bytes of zeros that are held, and how often a system call writes them.
+const ZEROS: usize = 16 << 10;
+const ZEROS_AT_ONCE: usize = 64;
+
+/// `BLKDISCARD`, linux/fs.h.
+const BLKDISCARD: libc::c_ulong = 0x1277;
+
+fn discard_device(device: &File, offset: u64, len: u64) -> io::Result<()> {
+    let range = [offset, len];
+    // SAFETY: BLKDISCARD reads two 64-bit numbers, which `range` holds for the length of the call, and writes nothing.
+    match unsafe { libc::ioctl(device.as_raw_fd(), BLKDISCARD as _, range.as_ptr()) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Whether `error` says that the storage has no such operation, or not for a range like that: there is another way.
+fn is_not_offered(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::ENOSYS | libc::EINVAL | libc::ENODEV))
 }
 
 impl Backend for Disk {
     fn sectors(&self) -> u64 {
         self.sectors
+    }
+
+    fn block_bytes(&self) -> u32 {
+        self.block_bytes
     }
 
     fn read_at(&mut self, offset: u64, into: &[VolatileSlice<'_>]) -> io::Result<usize> {
@@ -120,6 +193,32 @@ impl Backend for Disk {
 
     fn write_at(&mut self, offset: u64, from: &[VolatileSlice<'_>]) -> io::Result<usize> {
         vectored::pwritev(self.file.as_fd(), from, offset)
+    }
+
+    fn erase(&mut self, offset: u64, len: u64, how: Erasure) -> io::Result<u64> {
+        if len == 0 {
+            return Ok(0);
+        }
+        let zero = [FallocateFlags::FALLOC_FL_PUNCH_HOLE, FallocateFlags::FALLOC_FL_ZERO_RANGE];
+        let ways = match how {
+            Erasure::Discard => {
+                // What can't be given back may stay: nobody relies on what a discarded range holds.
+                return match self.discard(offset, len) {
+                    Err(error) if !is_not_offered(&error) => Err(error),
+                    _ => Ok(0),
+                };
+            }
+            Erasure::Zero { unmap: true } => &zero[..],
+            Erasure::Zero { unmap: false } => &zero[1..],
+        };
+        for way in ways {
+            match self.allocate(*way, offset, len) {
+                Err(error) if is_not_offered(&error) => {}
+                other => return other.map(|()| 0),
+            }
+        }
+        self.write_zeros(offset, len)?;
+        Ok(len)
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -176,5 +275,65 @@ mod tests {
         nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
         assert!(Disk::open(&fifo, true, None).is_err());
         assert_eq!(Disk::open(image(1300).path(), true, None).unwrap().sectors(), 2);
+    }
+
+    /// An image of `0xAA`, and how many bytes of it the file system holds.
+    fn filled(bytes: usize, dir: Option<&Path>) -> (tempfile::NamedTempFile, Disk) {
+        let mut file = match dir {
+            Some(dir) => tempfile::NamedTempFile::new_in(dir).unwrap(),
+            None => tempfile::NamedTempFile::new().unwrap(),
+        };
+        file.write_all(&vec![0xAA; bytes]).unwrap();
+        file.as_file().sync_all().unwrap();
+        let disk = Disk::open(file.path(), false, None).unwrap();
+        (file, disk)
+    }
+
+    #[test]
+    fn what_is_erased_reads_as_zeros_where_that_was_asked_and_its_neighbours_keep_what_they_hold() {
+        // tmpfs can punch holes and not zero ranges: there zeros are written.
+        for dir in [None, Some(Path::new("/dev/shm"))] {
+            for how in [Erasure::Zero { unmap: true }, Erasure::Zero { unmap: false }] {
+                let (file, mut disk) = filled(1 << 20, dir);
+                // Aligned to nothing but sectors.
+                let (offset, len) = (512 * 3, 512 * 1000);
+                disk.erase(offset, len, how).unwrap();
+                let mut expected = vec![0xAA; 1 << 20];
+                expected[512 * 3..512 * 1003].fill(0);
+                assert!(std::fs::read(file.path()).unwrap() == expected, "{how:?} in {dir:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn erasing_gives_space_back_unless_it_is_to_stay_and_never_changes_the_size() {
+        let held = |file: &tempfile::NamedTempFile| {
+            file.as_file().sync_all().unwrap();
+            let metadata = file.as_file().metadata().unwrap();
+            assert_eq!(metadata.len(), 8 << 20);
+            metadata.blocks() * 512
+        };
+        for (how, left) in [
+            (Erasure::Discard, 0..1 << 20),
+            (Erasure::Zero { unmap: true }, 0..1 << 20),
+            (Erasure::Zero { unmap: false }, 8 << 20..u64::MAX),
+        ] {
+            let (file, mut disk) = filled(8 << 20, None);
+            disk.erase(0, 8 << 20, how).unwrap();
+            assert!(left.contains(&held(&file)), "{how:?} left {}", held(&file));
+        }
+    }
+
+    #[test]
+    fn zeros_are_written_up_to_the_last_sector_of_a_range_of_any_length() {
+        for sectors in [1, 31, 32, 33, 2048, 2049] {
+            let (file, disk) = filled(512 * (sectors + 2), None);
+            disk.write_zeros(512, 512 * sectors as u64).unwrap();
+            let bytes = std::fs::read(file.path()).unwrap();
+            let (first, rest) = bytes.split_at(512);
+            let (zeros, last) = rest.split_at(512 * sectors);
+            assert!(zeros.iter().all(|byte| *byte == 0), "{sectors} sectors");
+            assert!([first, last].concat().iter().all(|byte| *byte == 0xAA), "{sectors} sectors");
+        }
     }
 }

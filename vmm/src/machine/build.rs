@@ -248,10 +248,9 @@ impl Machine {
         for drive in plan.drives {
             let block = Block::new(Box::new(drive.disk), &drive.options);
             let handle = block.handle();
-            drives.push(devices.attach(&drive.id, Box::new(block), handle, |handle| {
-                let m = handle.metrics();
-                m.read_failures.get() + m.write_failures.get() + m.flush_failures.get()
-            })?);
+            drives.push(
+                devices.attach(&drive.id, Box::new(block), handle, |handle| handle.metrics().failures())?,
+            );
         }
         let mut nets = Vec::with_capacity(plan.nets.len());
         for net in plan.nets {

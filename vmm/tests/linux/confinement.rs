@@ -98,6 +98,7 @@ fn life(bus: Bus, calls: &mut Calls) {
     let script = "cd /tmp; dd if=/dev/urandom of=a bs=64k count=8 2>/dev/null
         dd if=a of=/dev/vda bs=4k conv=fsync 2>/dev/null
         echo 3 >/proc/sys/vm/drop_caches; dd if=/dev/vda of=/dev/null bs=64k 2>/dev/null
+        blkdiscard /dev/vda
         dd if=/dev/hwrng of=/dev/null bs=512 count=4 2>/dev/null
         ping -c 3 -i 0.2 172.18.0.1 >/dev/null && echo ping=answered
         head -c 1 >/dev/null; echo typed=yes; while :; do sleep 1; done";

@@ -1,6 +1,7 @@
 //! Block devices and entropy as Linux uses them.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::thread;
 use std::time::Duration;
 
@@ -14,6 +15,7 @@ over_both_transports!(linux:
     data_survives_read_only_is_refused_serials_show_and_entropy_flows,
     a_root_file_system_is_entered_by_is_root_device_and_an_image_is_swapped,
     io_goes_on_unharmed_through_pauses,
+    what_a_guest_trims_and_discards_is_given_back_to_the_host,
 );
 
 fn data_survives_read_only_is_refused_serials_show_and_entropy_flows(bus: Bus) {
@@ -101,4 +103,38 @@ fn io_goes_on_unharmed_through_pauses(bus: Bus) {
     vm.types(b"enough\n");
     succeeds(&mut vm);
     assert_eq!(printed(&vm, "sum"), sha256(&disk));
+}
+
+fn what_a_guest_trims_and_discards_is_given_back_to_the_host(bus: Bus) {
+    let mut vm = Vm::start(bus.flags());
+    let (trimmed, discarded) = (vm.path("trimmed"), vm.path("discarded"));
+    fs::copy(image("root.ext4"), &trimmed).unwrap();
+    fs::write(&discarded, vec![0xAA; 8 << 20]).unwrap();
+    let held = |path: &std::path::Path| {
+        fs::File::open(path).unwrap().sync_all().unwrap();
+        fs::metadata(path).unwrap().blocks() * 512
+    };
+    vm.put_drive("trimmed", &trimmed, &json!({"cache_type": "Writeback"}));
+    vm.put_drive("discarded", &discarded, &json!({"cache_type": "Writeback"}));
+    vm.put("/machine-config", &json!({"vcpu_count": 1, "mem_size_mib": 256}));
+    let script = "mkdir /tmp/m; mount -t ext4 /dev/vda /tmp/m
+        dd if=/dev/urandom of=/tmp/m/f bs=64k count=64 conv=fsync 2>/dev/null
+        echo filled=yes; head -c 1 >/dev/null
+        rm /tmp/m/f; sync; fstrim /tmp/m; umount /tmp/m
+        cd /sys/block/vdb; echo limits=$(cat queue/discard_max_bytes queue/write_zeroes_max_bytes queue/discard_granularity)
+        blkdiscard -o 1048576 -l 4194304 /dev/vdb
+        [ $(dd if=/dev/vdb bs=1M skip=1 count=4 2>/dev/null | tr -d '\\0' | wc -c) = 0 ]
+        [ $(dd if=/dev/vdb bs=1M count=1 2>/dev/null | tr -d '\\252' | wc -c) = 0 ]
+        echo 'write through' >cache_type; echo cache=$(cat cache_type)
+        dd if=/dev/urandom of=/dev/vdb bs=4k count=4 conv=fsync 2>/dev/null";
+    boot(&vm, "", script);
+    vm.prints("filled=yes");
+    let filled = held(&trimmed);
+    vm.types(b"\n");
+    succeeds(&mut vm);
+    let after = held(&trimmed);
+    assert!(after + (3 << 20) < filled, "{filled} bytes before, {after} after");
+    assert_eq!(held(&discarded), 4 << 20);
+    assert_eq!(printed(&vm, "limits"), "2147483648 16777216 4096");
+    assert_eq!(printed(&vm, "cache"), "write through");
 }

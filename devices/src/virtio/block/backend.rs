@@ -14,6 +14,11 @@ pub trait Backend: Send {
     /// backend is put in.
     fn sectors(&self) -> u64;
 
+    /// Bytes of a block of the storage, a power of two: what is aligned to it is written and erased best.
+    fn block_bytes(&self) -> u32 {
+        512
+    }
+
     /// Reads from `offset` bytes on into guest memory; returns the bytes read: 0 only at the end of the storage. A short
     /// read is resumed by the caller.
     ///
@@ -27,11 +32,30 @@ pub trait Backend: Send {
     /// What the host says. `Interrupted` is tried again.
     fn write_at(&mut self, offset: u64, from: &[VolatileSlice]) -> io::Result<usize>;
 
-    /// Returns once all that was written is on stable storage.
+    /// Erases `len` bytes from `offset` on; returns how many of them were written one by one for it, because the storage
+    /// knows no shorter way. A range that is not aligned to [`Backend::block_bytes`] is fine.
+    ///
+    /// # Errors
+    /// What the host says; the range then holds what it held, what was asked for, or some of either.
+    fn erase(&mut self, offset: u64, len: u64, how: Erasure) -> io::Result<u64>;
+
+    /// Returns once all that was written or erased is on stable storage.
     ///
     /// # Errors
     /// What the host says; some writes may be lost then.
     fn flush(&mut self) -> io::Result<()>;
+}
+
+/// What an erased range holds afterwards.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Erasure {
+    /// Anything: the guest does not care. Storage that can give space back does so.
+    Discard,
+    /// Zeros.
+    Zero {
+        /// Whether its space may be given back.
+        unmap: bool,
+    },
 }
 
 /// Which way a transfer goes, from the guest's point of view.

@@ -3,9 +3,9 @@
 use std::io;
 use std::sync::{Arc, PoisonError};
 
-use super::backend::{Direction, transfer};
+use super::backend::{Direction, Erasure, transfer};
 use super::request::{HEADER_BYTES, Refusal, Request, Status, parse};
-use super::{Block, Cache, F_FLUSH};
+use super::{Block, erase};
 use crate::clock::monotonic_ns;
 use crate::irq::Interrupt;
 use crate::mem::{Ram, VolatileSlice};
@@ -28,8 +28,9 @@ pub(super) struct Live {
     ring: Option<Ring>,
     broken: bool,
     chain: Chain,
-    /// Whether the driver can flush.
-    flush: bool,
+    features: u64,
+    /// Whether writes were flushed one by one when it was last looked.
+    write_through: bool,
 }
 
 /// How a request ended, for the driver.
@@ -46,8 +47,17 @@ impl Live {
         let ring =
             granted.queues.into_iter().next().flatten().map(|queue| Ring::new(queue, granted.features));
         let chain = Chain::with_room_for(ring.as_ref().map_or(0, Ring::size));
-        let flush = granted.features & F_FLUSH != 0;
-        Self { block, ram: granted.ram, interrupt: granted.interrupt, ring, broken: false, chain, flush }
+        let write_through = block.writes_through(granted.features);
+        Self {
+            block,
+            ram: granted.ram,
+            interrupt: granted.interrupt,
+            ring,
+            broken: false,
+            chain,
+            features: granted.features,
+            write_through,
+        }
     }
 
     /// One batch over `ring`.
@@ -56,6 +66,7 @@ impl Live {
         let mut slices = Vec::with_capacity(SLICES_AT_FIRST);
         let mut unreported = 0;
         self.block.take_changes();
+        self.look_at_cache_mode();
         ring.suppress_kicks(&ram)?;
         for turn in 0..REQUESTS_PER_BATCH {
             if !ring.pop(&ram, &mut self.chain)? {
@@ -80,6 +91,18 @@ impl Live {
             }
         }
         Ok(Served::More)
+    }
+
+    /// A driver that switched to write-through asks for no flush any more: what it wrote before is flushed now.
+    fn look_at_cache_mode(&mut self) {
+        let before = std::mem::replace(&mut self.write_through, self.block.writes_through(self.features));
+        if self.write_through
+            && !before
+            && let Err(error) = self.block.backend.flush()
+        {
+            self.block.shared.metrics.flush_failures.inc();
+            self.host_failed("flush", 0, &error);
+        }
     }
 
     /// Puts the popped chain back if a rate limit holds it.
@@ -109,7 +132,7 @@ impl Live {
         resolve(ram, self.chain.writable(), slices)?;
         let (readable, writable) = slices.split_at_mut(readable);
         let head = self.chain.head();
-        let rules = self.block.rules(self.flush);
+        let rules = self.block.rules(self.features);
         let Some((request, reply)) = parse(head, readable, writable, &rules) else {
             return Err(RingError::NoAnswer { head });
         };
@@ -127,6 +150,7 @@ impl Live {
 
     /// Carries out `request`; the outcome and the bytes moved.
     fn execute(&mut self, request: Request) -> (Outcome, u64) {
+        let write_through = self.block.writes_through(self.features);
         let backend = &mut *self.block.backend;
         let metrics = &self.block.shared.metrics;
         match request {
@@ -141,8 +165,8 @@ impl Live {
             }
             Request::Out { offset, data, len } => {
                 let mut result = transfer(backend, Direction::Out, offset, data);
-                if result.is_ok() && !self.flush && self.block.cache == Cache::Writeback {
-                    // A driver that can't flush assumes that a completed write is stable (virtio 1.2 §5.2.6.2).
+                if result.is_ok() && write_through {
+                    // A driver that can't flush, or chose not to, assumes that a completed write is stable (virtio 1.2 §5.2.6.2).
                     result = backend.flush();
                 }
                 if let Err(error) = result {
@@ -153,6 +177,7 @@ impl Live {
                 metrics.write_bytes.add(u64::from(len));
                 (Ok(0), u64::from(len))
             }
+            Request::Erase { ranges } => (self.erase(&ranges), 0),
             Request::Flush => {
                 if let Err(error) = backend.flush() {
                     metrics.flush_failures.inc();
@@ -166,6 +191,29 @@ impl Live {
                 (Ok(u32::try_from(n).expect("an identity is 20 bytes")), 0)
             }
         }
+    }
+
+    /// Erases `ranges` in turn, up to the first that fails.
+    fn erase(&mut self, ranges: &[erase::Range]) -> Outcome {
+        for &erase::Range { offset, len, how } in ranges {
+            let mut result = match self.block.backend.erase(offset, len, how) {
+                Ok(written) => {
+                    self.block.limiter.charge_bytes(written);
+                    Ok(())
+                }
+                Err(error) => Err(error),
+            };
+            if result.is_ok() && how != Erasure::Discard && self.block.writes_through(self.features) {
+                result = self.block.backend.flush();
+            }
+            if let Err(error) = result {
+                self.block.shared.metrics.erase_failures.inc();
+                return Err(self.host_failed("erasing", offset, &error));
+            }
+            self.block.shared.metrics.erase_bytes.add(len);
+        }
+        self.block.shared.metrics.erase_count.inc();
+        Ok(0)
     }
 
     fn host_failed(&mut self, op: &str, offset: u64, error: &io::Error) -> Status {
@@ -228,6 +276,7 @@ impl Running for Live {
 
     fn stop(self: Box<Self>) -> Box<dyn Idle> {
         *self.block.shared.interrupt.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.block.shared.config.reset_switch();
         Box::new(self.block)
     }
 }

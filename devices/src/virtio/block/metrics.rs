@@ -15,6 +15,12 @@ pub struct BlockMetrics {
     pub write_count: Counter,
     /// Flushes completed, the guest's own.
     pub flush_count: Counter,
+    /// Discards and writes of zeros completed.
+    pub erase_count: Counter,
+    /// Bytes that those named.
+    pub erase_bytes: Counter,
+    /// Discards and writes of zeros that the host failed.
+    pub erase_failures: Counter,
     /// Requests that broke the rules and were refused.
     pub refused: Counter,
     /// Reads that the host failed.
@@ -35,4 +41,14 @@ pub struct BlockMetrics {
     pub broken: Counter,
     /// Changes of the backing that the device took up.
     pub swaps: Counter,
+}
+
+impl BlockMetrics {
+    /// Requests that the host failed, of any kind.
+    #[must_use]
+    pub fn failures(&self) -> u64 {
+        let failures =
+            [&self.read_failures, &self.write_failures, &self.flush_failures, &self.erase_failures];
+        failures.into_iter().map(Counter::get).sum()
+    }
 }

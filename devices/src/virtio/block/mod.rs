@@ -9,6 +9,8 @@
 //! again in guest memory; a request held by a rate limit is put back unparsed.
 
 mod backend;
+mod config;
+mod erase;
 mod live;
 mod metrics;
 pub mod request;
@@ -17,7 +19,12 @@ mod tests;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-pub use backend::Backend;
+pub use backend::{Backend, Erasure};
+pub use config::{
+    DISCARD_SECTORS_MAX, DISCARD_SEGMENTS_MAX, F_BLK_SIZE, F_CONFIG_WCE, F_DISCARD, F_FLUSH, F_RO, F_SEG_MAX,
+    F_TOPOLOGY, F_WRITE_ZEROES, ZEROES_SECTORS_MAX, ZEROES_SEGMENTS_MAX,
+};
+pub use erase::Range;
 pub use metrics::BlockMetrics;
 use request::{ID_BYTES, Rules};
 
@@ -26,32 +33,18 @@ use crate::irq::Interrupt;
 use crate::limiter::{Limiter, LimiterSpec};
 use crate::log_limit::LogLimit;
 use crate::mailbox::Mailbox;
-use crate::virtio::queue::F_COMMON;
 use crate::virtio::{ConfigSpace, DeviceKind, Granted, Idle, Running, StartFailed};
 
 /// Entries of the one queue: Linux keeps that many requests in flight.
 pub const QUEUE_SIZE: u16 = 256;
-
-/// VIRTIO_BLK_F_SEG_MAX (virtio 1.2 §5.2.3), as those below.
-pub const F_SEG_MAX: u64 = 1 << 2;
-/// VIRTIO_BLK_F_RO.
-pub const F_RO: u64 = 1 << 5;
-/// VIRTIO_BLK_F_BLK_SIZE.
-pub const F_BLK_SIZE: u64 = 1 << 6;
-/// VIRTIO_BLK_F_FLUSH.
-pub const F_FLUSH: u64 = 1 << 9;
-
-/// Size of `struct virtio_blk_config` (virtio 1.2 §5.2.4).
-const CONFIG_BYTES: usize = 60;
-const CONFIG_SEG_MAX: usize = 12;
-const CONFIG_BLK_SIZE: usize = 20;
 
 /// What becomes of written data before the guest flushes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cache {
     /// FLUSH is not on offer: data may stay in the host's page cache for as long as it likes. Fast, and lost with the host.
     Unsafe,
-    /// FLUSH is on offer and reaches stable storage. A driver that does not take the offer gets each write flushed.
+    /// FLUSH is on offer and reaches stable storage. A driver that does not take the offer, or that switches to write-through
+    /// (virtio 1.2 §5.2.6.2), gets each write flushed.
     Writeback,
 }
 
@@ -128,6 +121,7 @@ pub struct Block {
     sectors: u64,
     read_only: bool,
     cache: Cache,
+    offered: u64,
     id: [u8; ID_BYTES],
     limiter: Limiter,
     log: LogLimit,
@@ -137,18 +131,13 @@ impl Block {
     /// A disk over `backend`.
     #[must_use]
     pub fn new(backend: Box<dyn Backend>, options: &BlockOptions) -> Self {
-        let sectors = backend.sectors();
-        let mut config = vec![0; CONFIG_BYTES];
-        config[..8].copy_from_slice(&sectors.to_le_bytes());
-        // A chain is a header, that many data segments and a status.
-        config[CONFIG_SEG_MAX..][..4].copy_from_slice(&u32::from(QUEUE_SIZE - 2).to_le_bytes());
-        config[CONFIG_BLK_SIZE..][..4].copy_from_slice(&512u32.to_le_bytes());
+        let (sectors, config) = (backend.sectors(), config::space(&*backend));
         let mut id = [0; ID_BYTES];
         let len = options.serial.len().min(ID_BYTES);
         id[..len].copy_from_slice(&options.serial.as_bytes()[..len]);
         Self {
             shared: Arc::new(Shared {
-                config: ConfigSpace::new(config),
+                config,
                 changes: Mailbox::default(),
                 metrics: BlockMetrics::default(),
                 interrupt: Mutex::new(None),
@@ -158,6 +147,7 @@ impl Block {
             sectors,
             read_only: options.read_only,
             cache: options.cache,
+            offered: config::offered(options),
             id,
             limiter: Limiter::new(&options.limits, monotonic_ns()),
             log: LogLimit::default(),
@@ -191,8 +181,21 @@ impl Block {
         true
     }
 
-    fn rules(&self, flush: bool) -> Rules {
-        Rules { sectors: self.sectors, read_only: self.read_only, flush }
+    /// What a driver that agreed on `features` may ask for.
+    fn rules(&self, features: u64) -> Rules {
+        let agreed = |feature| features & feature != 0;
+        Rules {
+            sectors: self.sectors,
+            read_only: self.read_only,
+            flush: agreed(F_FLUSH),
+            discard: agreed(F_DISCARD),
+            write_zeroes: agreed(F_WRITE_ZEROES),
+        }
+    }
+
+    /// Whether a write is to be on stable storage before it is answered, with a driver that agreed on `features`.
+    fn writes_through(&self, features: u64) -> bool {
+        self.cache == Cache::Writeback && (features & F_FLUSH == 0 || !self.shared.config.switched_on())
     }
 }
 
@@ -202,9 +205,7 @@ impl Idle for Block {
     }
 
     fn offered(&self) -> u64 {
-        let read_only = if self.read_only { F_RO } else { 0 };
-        let flush = if self.cache == Cache::Writeback { F_FLUSH } else { 0 };
-        F_COMMON | F_SEG_MAX | F_BLK_SIZE | read_only | flush
+        self.offered
     }
 
     fn queue_sizes_max(&self) -> &[u16] {

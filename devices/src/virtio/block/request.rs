@@ -3,6 +3,7 @@
 //! The layout is that of virtio 1.2 §5.2.6: a 16-byte header, data, one status byte. Where descriptors begin and end carries no
 //! meaning (§2.7.4): the header is the first 16 readable bytes, the status is the last writable byte.
 
+use super::erase::{self, Kind};
 use crate::mem::VolatileSlice;
 use crate::virtio::queue::{Ring, RingError, advance, copy_in, copy_out, total_len, truncate};
 
@@ -41,6 +42,10 @@ pub struct Rules {
     pub read_only: bool,
     /// Whether VIRTIO_BLK_F_FLUSH was agreed on.
     pub flush: bool,
+    /// Whether VIRTIO_BLK_F_DISCARD was.
+    pub discard: bool,
+    /// Whether VIRTIO_BLK_F_WRITE_ZEROES was.
+    pub write_zeroes: bool,
 }
 
 /// A request that the disk can carry out. Its data lie in guest RAM, its range on the disk.
@@ -66,6 +71,11 @@ pub enum Request<'s, 'm> {
     },
     /// Put what was written on stable storage.
     Flush,
+    /// Discard ranges, or have them read as zeros.
+    Erase {
+        /// Each within the disk.
+        ranges: Vec<erase::Range>,
+    },
     /// Tell the disk's identity.
     GetId {
         /// Where to.
@@ -98,6 +108,28 @@ pub enum Refusal {
         /// Capacity.
         sectors: u64,
     },
+    /// The data of a discard or write zeroes are not one or more whole segments, or are too many.
+    #[error("{len} bytes are not 1 to {max} segments of 16 bytes")]
+    Segments {
+        /// Bytes.
+        len: usize,
+        /// Segments that would be accepted.
+        max: u32,
+    },
+    /// A segment of a discard or write zeroes is longer than the configuration space allows.
+    #[error("a segment of {sectors} sectors is longer than {max}")]
+    TooMuch {
+        /// Its length.
+        sectors: u32,
+        /// What would be accepted.
+        max: u32,
+    },
+    /// A segment has flags that are reserved, or that its type does not have.
+    #[error("segment with flags {flags:#x}; only bit 0 of a write zeroes may be set")]
+    Flags {
+        /// The flags field.
+        flags: u32,
+    },
     /// A write to a read-only disk.
     #[error("write to a read-only disk")]
     ReadOnly,
@@ -114,10 +146,14 @@ impl Refusal {
     #[must_use]
     pub fn status(&self) -> Status {
         match self {
-            Self::ShortHeader { .. } | Self::Partial { .. } | Self::OutOfRange { .. } | Self::ReadOnly => {
-                Status::IoErr
-            }
-            Self::Unsupported { .. } => Status::Unsupp,
+            Self::ShortHeader { .. }
+            | Self::Partial { .. }
+            | Self::OutOfRange { .. }
+            | Self::Segments { .. }
+            | Self::TooMuch { .. }
+            | Self::ReadOnly => Status::IoErr,
+            // §5.2.6.2 asks for this answer to flags.
+            Self::Flags { .. } | Self::Unsupported { .. } => Status::Unsupp,
         }
     }
 }
@@ -188,10 +224,20 @@ fn parse_body<'s, 'm>(
         }
         T_FLUSH if rules.flush => Ok(Request::Flush),
         T_GET_ID => Ok(Request::GetId { into: data_in }),
-        // VIRTIO_BLK_F_DISCARD and _WRITE_ZEROES are not offered yet: their segments (§5.2.6) would be parsed here.
-        T_DISCARD | T_WRITE_ZEROES => Err(Refusal::Unsupported { kind }),
+        T_DISCARD | T_WRITE_ZEROES if rules.read_only => Err(Refusal::ReadOnly),
+        T_DISCARD if rules.discard => erasure(Kind::Discard, readable, rules),
+        T_WRITE_ZEROES if rules.write_zeroes => erasure(Kind::WriteZeroes, readable, rules),
         _ => Err(Refusal::Unsupported { kind }),
     }
+}
+
+fn erasure<'s, 'm>(
+    kind: Kind,
+    readable: &'s mut [VolatileSlice<'m>],
+    rules: &Rules,
+) -> Result<Request<'s, 'm>, Refusal> {
+    let ranges = erase::parse(kind, advance(readable, HEADER_BYTES), rules)?;
+    Ok(Request::Erase { ranges })
 }
 
 /// The byte range of a transfer, if it is whole sectors of the disk.

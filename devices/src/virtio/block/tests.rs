@@ -10,8 +10,9 @@ use crate::testing::queue::{Buf, Driver, NEXT, give, take};
 use crate::testing::ram;
 use crate::testing::seed::Seed;
 use crate::virtio::Served;
-use crate::virtio::queue::F_EVENT_IDX;
+use crate::virtio::queue::{F_COMMON, F_EVENT_IDX};
 
+mod erase;
 mod hostile;
 
 const RINGS: u64 = 0x1000;
@@ -24,6 +25,8 @@ const IN: u32 = 0;
 const OUT: u32 = 1;
 const FLUSH: u32 = 4;
 const GET_ID: u32 = 8;
+const DISCARD: u32 = 11;
+const WRITE_ZEROES: u32 = 13;
 
 fn options() -> BlockOptions {
     BlockOptions {
@@ -41,6 +44,7 @@ struct Rig {
     disk: MemBackend,
     irq: Arc<CountingIrq>,
     handle: BlockHandle,
+    config: Arc<ConfigSpace>,
     device: Box<dyn Running>,
 }
 
@@ -70,6 +74,7 @@ impl Rig {
         let driver = Driver::new(&ram, RINGS, 16);
         let irq = CountingIrq::new();
         let handle = block.handle();
+        let config = Arc::clone(block.config());
         let granted = Granted {
             ram: Ram::clone(&ram),
             features: block.offered() & feature_mask,
@@ -77,7 +82,7 @@ impl Rig {
             interrupt: irq.clone(),
         };
         let Ok(device) = Box::new(block).start(granted) else { panic!("a disk always starts") };
-        Self { ram, driver, disk, irq, handle, device }
+        Self { ram, driver, disk, irq, handle, config, device }
     }
 
     fn header(&self, kind: u32, sector: u64) {
@@ -186,7 +191,7 @@ fn a_read_only_disk_refuses_writes() {
 #[test]
 fn unknown_types_are_unsupported() {
     let mut rig = Rig::new(8);
-    for kind in [2, 3, 5, 11, 13, u32::MAX] {
+    for kind in [2, 3, 5, 10, 14, u32::MAX] {
         rig.header(kind, 0);
         assert_eq!(rig.ask(&[give(HEADER, 16), take(STATUS, 1)]), answer(Status::Unsupp, 1));
     }
@@ -231,13 +236,20 @@ fn the_identity_is_twenty_bytes_padded_with_zeros() {
 #[test]
 fn features_and_configuration_say_what_the_disk_is() {
     let block = Block::new(Box::new(MemBackend::zeroed(9)), &BlockOptions { read_only: true, ..options() });
-    assert_eq!(block.offered(), F_COMMON | F_SEG_MAX | F_BLK_SIZE | F_RO | F_FLUSH);
+    assert_eq!(
+        block.offered(),
+        F_COMMON | F_SEG_MAX | F_BLK_SIZE | F_TOPOLOGY | F_RO | F_FLUSH | F_CONFIG_WCE
+    );
     let mut config = [0; 64];
     block.config().read(0, &mut config);
     assert_eq!(config[..8], 9u64.to_le_bytes());
     assert_eq!(config[12..16], 254u32.to_le_bytes());
     assert_eq!(config[20..24], 512u32.to_le_bytes());
-    assert!(config[24..].iter().all(|&byte| byte == 0));
+    assert_eq!(config[24..32], [0, 0, 1, 0, 0, 0, 0, 0]);
+    assert_eq!(config[32..36], [1, 0, 0, 0], "writeback");
+    let words = [1u32 << 22, 32, 1, 1 << 15, 8, 1];
+    assert_eq!(config[36..60], words.map(u32::to_le_bytes).concat());
+    assert_eq!(config[60..], [0; 4]);
 }
 
 #[test]

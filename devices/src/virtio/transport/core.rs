@@ -236,6 +236,15 @@ impl<S: Signal> Core<S> {
         self.config.read(offset, data);
     }
 
+    /// The driver writes `data` at `offset` of the configuration space; ignored before it agreed on features (§3.1.1). A
+    /// device whose switch this moved is served once, as if its first queue had been kicked, so that it hears of it.
+    pub fn write_config(&self, offset: u64, data: &[u8]) {
+        let heard = status::queues_open(self.status()) || status::serving(self.status());
+        if heard && self.config.driver_writes(self.wanted, offset, data) {
+            self.kick(0);
+        }
+    }
+
     /// Changes whenever the configuration space does.
     #[must_use]
     pub fn config_generation(&self) -> u32 {

@@ -158,9 +158,10 @@ impl BusDevice for MmioTransport {
     }
 
     fn write(&self, offset: u64, data: &[u8]) {
-        // None of our devices has a configuration field that a driver writes.
+        if let Some(offset) = offset.checked_sub(reg::CONFIG) {
+            return self.core().write_config(offset, data);
+        }
         if let Ok(data) = <[u8; 4]>::try_from(data)
-            && offset < reg::CONFIG
             && offset.is_multiple_of(4)
         {
             self.write_register(offset, u32::from_le_bytes(data));

@@ -271,8 +271,8 @@ impl BusDevice for PciTransport {
                     self.core().kick(queue);
                 }
             }
+            DEVICE => self.core().write_config(at, data),
             TABLE => self.outlet.signal.msix.write_table(at, data),
-            // None of our devices has a configuration field that a driver writes.
             _ => {}
         }
     }

@@ -109,6 +109,7 @@ const TCGETS: u32 = 0x5401;
 const TCSETS: u32 = 0x5402;
 const TIOCGPGRP: u32 = 0x540f;
 const FIONBIO: u32 = 0x5421;
+const BLKDISCARD: u32 = 0x1277;
 
 /// Signals that one thread of ours sends another: SIGABRT (of a panic), and SIGRTMIN as the C library counts, which ends
 /// `KVM_RUN` (34 with glibc, 35 with musl).
@@ -175,10 +176,16 @@ const DEVICE: &[Rule] = &[
     any(libc::SYS_preadv),
     any(libc::SYS_pwritev),
     any(libc::SYS_fdatasync),
+    any(libc::SYS_fallocate),
     any(libc::SYS_readv),
     any(libc::SYS_writev),
     any(libc::SYS_getrandom),
     when(libc::SYS_ioctl, Arg::Ioctl(&[KVM_IRQ_LINE, KVM_SIGNAL_MSI])),
+    Rule {
+        call: libc::SYS_ioctl,
+        arg: Arg::Ioctl(&[BLKDISCARD]),
+        rarely: Some("a guest that discards, on a drive that is a block device"),
+    },
 ];
 
 /// The API: connections, events, its socket's file at the end.
