@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::num::NonZeroU16;
 use std::sync::{Arc, Mutex};
 
 use devices::limiter::LimiterSpec;
@@ -38,6 +39,10 @@ impl Backend for Disk {
         self.0.sectors()
     }
 
+    fn share(&self) -> Box<dyn Backend> {
+        Box::new(Self(self.0.clone(), Arc::clone(&self.1)))
+    }
+
     fn read_at(&mut self, offset: u64, into: &[VolatileSlice]) -> io::Result<usize> {
         let keep = self.fate(total_len(into))?;
         self.0.read_at(offset, truncate(&mut into.to_vec(), keep))
@@ -61,6 +66,9 @@ impl Backend for Disk {
     }
 }
 
+/// Queues of the disk.
+const QUEUES: u64 = 2;
+
 /// Plays one input.
 pub fn run(data: &[u8]) {
     let mut input = Input(data);
@@ -72,6 +80,7 @@ pub fn run(data: &[u8]) {
         cache: if input.chance() { Cache::Writeback } else { Cache::Unsafe },
         serial: "fuzz".into(),
         limits: limits(&mut input),
+        queues: NonZeroU16::new(QUEUES as u16).expect("not 0"),
     };
     let block = Block::new(disk(8), &options);
     let handle = block.handle();
@@ -80,7 +89,7 @@ pub fn run(data: &[u8]) {
         1 => handle.set_limits(limits(input)),
         _ => fates.lock().expect("no panic goes on").extend(input.take::<4>()),
     };
-    let mut guest = play(block, 1, &mut input, extra, || {
+    let mut guest = play(block, QUEUES, &mut input, extra, || {
         fates.lock().expect("no panic goes on").clear();
         handle.swap_backing(disk(8));
         handle.set_limits(LimiterSpec::default());

@@ -1,5 +1,6 @@
 //! A device behind either transport, under a driver that reads and writes its registers and configuration space as it likes.
 
+use std::num::NonZeroU16;
 use std::sync::Arc;
 
 use devices::mem::{Bytes, GuestAddress};
@@ -31,6 +32,7 @@ fn device(input: &mut Input) -> Box<dyn Idle> {
                 cache: Cache::Writeback,
                 serial: "fuzz".into(),
                 limits: Default::default(),
+                queues: NonZeroU16::new(QUEUES_MAX).expect("not 0"),
             };
             Box::new(Block::new(Box::new(MemBackend::zeroed(8)), &options))
         }

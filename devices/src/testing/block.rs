@@ -55,6 +55,10 @@ impl Backend for MemBackend {
         self.platter().bytes.len() as u64 / 512
     }
 
+    fn share(&self) -> Box<dyn Backend> {
+        Box::new(self.clone())
+    }
+
     fn read_at(&mut self, offset: u64, into: &[VolatileSlice]) -> io::Result<usize> {
         let mut platter = self.platter();
         platter.calls += 1;
@@ -87,7 +91,7 @@ impl Backend for MemBackend {
 }
 
 /// A disk that is short, late or failing, as its seed says.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct FaultyBackend {
     disk: MemBackend,
     seed: Seed,
@@ -137,6 +141,10 @@ impl FaultyBackend {
 impl Backend for FaultyBackend {
     fn sectors(&self) -> u64 {
         self.disk.sectors()
+    }
+
+    fn share(&self) -> Box<dyn Backend> {
+        Box::new(self.clone())
     }
 
     fn read_at(&mut self, offset: u64, into: &[VolatileSlice]) -> io::Result<usize> {

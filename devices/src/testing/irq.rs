@@ -8,7 +8,7 @@ use crate::irq::{Interrupt, Line};
 /// Counts what a device raised.
 #[derive(Debug, Default)]
 pub struct CountingIrq {
-    queue: AtomicU64,
+    queues: [AtomicU64; 32],
     config: AtomicU64,
     needs_reset: AtomicU64,
 }
@@ -23,7 +23,16 @@ impl CountingIrq {
     /// Used-buffer interrupts of all queues.
     #[must_use]
     pub fn raised(&self) -> u64 {
-        self.queue.load(Ordering::SeqCst)
+        self.queues.iter().map(|count| count.load(Ordering::SeqCst)).sum()
+    }
+
+    /// Used-buffer interrupts of queue `index`.
+    ///
+    /// # Panics
+    /// From the 33rd queue on.
+    #[must_use]
+    pub fn raised_on(&self, index: u16) -> u64 {
+        self.queues[usize::from(index)].load(Ordering::SeqCst)
     }
 
     /// Configuration change interrupts.
@@ -40,8 +49,8 @@ impl CountingIrq {
 }
 
 impl Interrupt for CountingIrq {
-    fn queue(&self, _index: u16) {
-        self.queue.fetch_add(1, Ordering::SeqCst);
+    fn queue(&self, index: u16) {
+        self.queues[usize::from(index)].fetch_add(1, Ordering::SeqCst);
     }
 
     fn config(&self) {

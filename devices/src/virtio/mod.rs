@@ -183,7 +183,8 @@ pub enum Served {
     Broken,
 }
 
-/// A device in use. Owned by one thread, which alone calls it.
+/// A device in use. Owned by one thread, which alone calls it, and serves all of its queues unless it was asked to split some
+/// off.
 pub trait Running: Send {
     /// Serves one bounded batch of `queue`; called when the driver kicked it, and once after the start.
     /// An index without a queue is ignored.
@@ -200,8 +201,28 @@ pub trait Running: Send {
         Served::Drained
     }
 
+    /// Whether the service of single queues can be split off, so that several threads share the work.
+    fn divides(&self) -> bool {
+        false
+    }
+
+    /// Splits off the service of `queue`; from then on this device ignores that queue. `None` if there is no such queue, it
+    /// was split off before, or the device does not divide.
+    fn split_off(&mut self, _queue: u16) -> Option<Box<dyn Part>> {
+        None
+    }
+
     /// Settles requests in flight and becomes idle again, with everything the driver negotiated forgotten.
     fn stop(self: Box<Self>) -> Box<dyn Idle>;
+}
+
+/// The service of one queue of a running device, on a thread of its own. Its end comes before the device is stopped.
+pub trait Part: Send {
+    /// As [`Running::serve`], of its queue.
+    fn serve(&mut self) -> Served;
+
+    /// Settles requests in flight and serves nothing more.
+    fn end(self: Box<Self>);
 }
 
 /// Whoever gives a running device its thread; a transport has one. Implemented by the machine.

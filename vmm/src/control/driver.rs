@@ -10,6 +10,7 @@
 //! ```
 
 use std::io;
+use std::num::NonZeroU16;
 use std::os::fd::{AsRawFd, RawFd};
 use std::path::Path;
 use std::sync::Arc;
@@ -532,7 +533,9 @@ fn drive_plan(drive: &DriveEntry<Host>) -> DrivePlan {
             },
             serial: spec.serial.clone().unwrap_or_else(|| spec.id.clone()),
             limits: spec.limiter.map_or_else(LimiterSpec::default, limiter_spec),
+            queues: NonZeroU16::MIN,
         },
+        queues: spec.queues,
     }
 }
 

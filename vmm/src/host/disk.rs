@@ -183,6 +183,10 @@ impl Backend for Disk {
         self.sectors
     }
 
+    fn share(&self) -> Box<dyn Backend> {
+        Box::new(self.clone())
+    }
+
     fn block_bytes(&self) -> u32 {
         self.block_bytes
     }

@@ -1,7 +1,9 @@
 //! From a plan to a machine, in one straight line: RAM, virtual machine, vCPUs, platform, devices, kernel, tables.
 
 use std::io;
-use std::sync::Arc;
+use std::num::NonZeroU16;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use devices::bus::{BusDevice, BusError};
@@ -9,7 +11,7 @@ use devices::i8042::{self, I8042};
 use devices::irq::Line;
 use devices::pci::root::{self, PciEcam, PciRoot};
 use devices::serial::{self, Serial};
-use devices::virtio::block::Block;
+use devices::virtio::block::{Block, BlockHandle, BlockOptions, QUEUES_MAX};
 use devices::virtio::net::{Net, NetOptions};
 use devices::virtio::rng::Rng;
 use devices::virtio::transport::mmio::{self, MmioTransport};
@@ -83,26 +85,45 @@ fn threads(what: impl Into<String>) -> impl FnOnce(io::Error) -> BuildError {
 pub type OnDeviceError = Arc<dyn Fn(&str, &str) + Send + Sync>;
 
 /// Reports a device that its driver broke, and, once a second at most, that the host failed it.
-fn report_errors<H: Send + 'static>(
+fn report_errors<H: Send + Sync + 'static>(
     id: String,
     handle: H,
     failures: fn(&H) -> u64,
     on_error: OnDeviceError,
 ) -> Observer {
     const PAUSE: Duration = Duration::from_secs(1);
-    let mut reported = 0;
-    let mut quiet_until: Option<Instant> = None;
-    Box::new(move |served| {
+    let reported = AtomicU64::new(0);
+    let quiet_until: Mutex<Option<Instant>> = Mutex::new(None);
+    Arc::new(move |served| {
         if served == Served::Broken {
             on_error(&id, "the guest's driver broke the rules of a queue; the device waits to be reset");
         }
         let count = failures(&handle);
-        if count != reported && quiet_until.is_none_or(|until| Instant::now() >= until) {
-            on_error(&id, &format!("the host failed {} requests; the log says why", count - reported));
-            reported = count;
-            quiet_until = Some(Instant::now() + PAUSE);
+        if count == reported.load(Ordering::Relaxed) {
+            return;
+        }
+        let mut quiet_until = quiet_until.lock().unwrap_or_else(PoisonError::into_inner);
+        // Another of the device's threads may have reported it meanwhile.
+        let new = count.saturating_sub(reported.load(Ordering::Relaxed));
+        if new > 0 && quiet_until.is_none_or(|until| Instant::now() >= until) {
+            on_error(&id, &format!("the host failed {new} requests; the log says why"));
+            reported.store(count, Ordering::Relaxed);
+            *quiet_until = Some(Instant::now() + PAUSE);
         }
     })
+}
+
+/// Queues that all drives of a machine get together unless more are asked for: each costs descriptors, and a place on KVM's
+/// bus, which has 1,000.
+const QUEUES_TOGETHER: u16 = 256;
+
+// What a drive may be asked for is what its device can have.
+const _: () = assert!(crate::spec::QUEUES_MAX == QUEUES_MAX);
+
+/// Queues of one of `drives` drives: one for each vCPU, so that none waits for another.
+fn queues_by_default(vcpus: u8, drives: usize) -> NonZeroU16 {
+    let share = QUEUES_TOGETHER / u16::try_from(drives).unwrap_or(u16::MAX).max(1);
+    NonZeroU16::new(u16::from(vcpus).min(share).min(QUEUES_MAX)).unwrap_or(NonZeroU16::MIN)
 }
 
 /// Hands out the places of virtio devices: windows and lines, or slots of the PCI bus.
@@ -120,7 +141,7 @@ impl Devices<'_> {
     /// Gives `device` a thread and a place where the guest finds it.
     ///
     /// `failures` counts what the host failed; `handle` is what it reads.
-    fn attach<H: Clone + Send + 'static>(
+    fn attach<H: Clone + Send + Sync + 'static>(
         &mut self,
         id: &str,
         device: Box<dyn Idle>,
@@ -245,12 +266,12 @@ impl Machine {
             on_error,
         };
         let mut drives = Vec::with_capacity(plan.drives.len());
+        let count = plan.drives.len();
         for drive in plan.drives {
-            let block = Block::new(Box::new(drive.disk), &drive.options);
+            let queues = drive.queues.unwrap_or_else(|| queues_by_default(plan.topology.vcpus, count));
+            let block = Block::new(Box::new(drive.disk), &BlockOptions { queues, ..drive.options });
             let handle = block.handle();
-            drives.push(
-                devices.attach(&drive.id, Box::new(block), handle, |handle| handle.metrics().failures())?,
-            );
+            drives.push(devices.attach(&drive.id, Box::new(block), handle, BlockHandle::failures)?);
         }
         let mut nets = Vec::with_capacity(plan.nets.len());
         for net in plan.nets {

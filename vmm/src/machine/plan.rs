@@ -1,6 +1,7 @@
 //! What a machine is to be made of: everything checked, everything opened.
 
 use std::fs::File;
+use std::num::NonZeroU16;
 
 use devices::limiter::LimiterSpec;
 use devices::virtio::block::BlockOptions;
@@ -50,8 +51,10 @@ pub struct DrivePlan {
     pub id: String,
     /// Its image.
     pub disk: Disk,
-    /// How it presents itself.
+    /// How it presents itself. Its queues are those below.
     pub options: BlockOptions,
+    /// Its queues; `None` for as many as vCPUs.
+    pub queues: Option<NonZeroU16>,
 }
 
 /// A network interface.

@@ -1,16 +1,26 @@
 //! A device's own thread: waits for kicks, for the device's descriptors and for orders, and serves.
 //!
+//! A device that divides gets a thread for each queue beyond its first that a driver uses: the device's thread starts them when
+//! a driver first does so, and hands them their parts of the running device. They obey its orders, and it theirs who own it:
+//!
+//! ```text
+//!   transport, machine ── Order ──> yun_disk ── Order ──> yun_disk.1     (halt, pause: answered when all of them did it)
+//! ```
 //! The thread exists as long as the device does, whatever the guest makes of it: a driver that resets its device in a loop
 //! starts no threads. Kick eventfds are watched edge-triggered and never read: each write is an edge, and the counter is
 //! nobody's business; that saves a system call a kick.
 
+mod due;
+
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
 
-use devices::virtio::{Idle, Owner, Running, Served};
+use devices::virtio::{Idle, Owner, Part, Running, Served};
+use due::{Due, Job};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -24,6 +34,8 @@ const QUEUES_MAX: usize = 64;
 enum Order {
     /// Serve this device; its queues are to be served once unasked.
     Run(Box<dyn Running>, Vec<u16>),
+    /// Serve this part of a device: this queue, once unasked.
+    RunPart(Box<dyn Part>, u16),
     /// Stop the device and hand it back.
     Halt(SyncSender<Option<Box<dyn Idle>>>),
     /// Serve nothing until resumed; answered once that is so.
@@ -32,8 +44,8 @@ enum Order {
     Resume,
 }
 
-/// Looks on: called on the thread after each batch, with what it left behind.
-pub type Observer = Box<dyn FnMut(Served) + Send>;
+/// Looks on: called on each of a device's threads after each batch, with what it left behind.
+pub type Observer = Arc<dyn Fn(Served) + Send + Sync>;
 
 /// The way to a worker thread: what a transport holds as its [`Owner`], and the machine for pausing.
 #[derive(Clone)]
@@ -114,10 +126,21 @@ impl Worker {
     /// For more than 64 queues.
     pub fn start(name: &str, queues: usize, seccomp: Seccomp, observer: Observer) -> std::io::Result<Self> {
         assert!(queues <= QUEUES_MAX, "each queue is a bit");
-        let eventfd = || EventFd::new(EFD_NONBLOCK).map(Arc::new);
-        let (wake, quit) = (eventfd()?, eventfd()?);
         let kicks: Arc<[EventFd]> =
             (0..queues).map(|_| EventFd::new(EFD_NONBLOCK)).collect::<std::io::Result<Vec<_>>>()?.into();
+        Self::spawn(name, &kicks, 0..queues, observer, move || seccomp.confine_or_abort(Kind::Device))
+    }
+
+    /// A thread that is kicked by those of `kicks` that are in `mine`; `first` is the first thing it does.
+    fn spawn(
+        name: &str,
+        kicks: &Arc<[EventFd]>,
+        mine: std::ops::Range<usize>,
+        observer: Observer,
+        first: impl FnOnce() + Send + 'static,
+    ) -> std::io::Result<Self> {
+        let eventfd = || EventFd::new(EFD_NONBLOCK).map(Arc::new);
+        let (wake, quit) = (eventfd()?, eventfd()?);
         let (orders, inbox) = channel();
         let epoll = Epoll::new()?;
         let watch = |fd: RawFd, token: u64, set: EventSet| {
@@ -125,18 +148,29 @@ impl Worker {
         };
         watch(wake.as_raw_fd(), TOKEN_WAKE, EventSet::IN)?;
         watch(quit.as_raw_fd(), TOKEN_QUIT, EventSet::IN)?;
-        for (token, kick) in (TOKEN_KICK..).zip(kicks.iter()) {
+        for (token, kick) in (TOKEN_KICK..).zip(kicks.iter()).take(mine.end).skip(mine.start) {
             watch(kick.as_raw_fd(), token, EventSet::IN)?;
         }
-        let body = Body { epoll, inbox, observer, device: None, due: Due::default(), paused: false };
+        let body = Body {
+            name: name.to_owned(),
+            epoll,
+            inbox,
+            observer,
+            kicks: Arc::clone(kicks),
+            work: None,
+            due: Due::default(),
+            paused: false,
+            others: BTreeMap::new(),
+            refused: false,
+        };
         let thread = std::thread::Builder::new()
             .name(name.to_owned())
             .stack_size(crate::THREAD_STACK)
             .spawn(move || {
-                seccomp.confine_or_abort(Kind::Device);
+                first();
                 body.work();
             })?;
-        let handle = Handle { orders, wake, kicks };
+        let handle = Handle { orders, wake, kicks: Arc::clone(kicks) };
         Ok(Self { handle, thread: Some(thread), quit })
     }
 
@@ -161,72 +195,61 @@ const TOKEN_QUIT: u64 = 1;
 const TOKEN_KICK: u64 = 1 << 8;
 const TOKEN_SOURCE: u64 = 1 << 16;
 
-/// Something that is to be served.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Job {
-    Queue(u16),
-    Source(usize),
+/// What a thread serves.
+enum Work {
+    Device(Box<dyn Running>),
+    Part(Box<dyn Part>),
 }
 
-/// What is to be served, and when.
-#[derive(Default)]
-struct Due {
-    now: Vec<Job>,
-    later: Vec<(Instant, Job)>,
-}
-
-impl Due {
-    fn add(&mut self, job: Job) {
-        self.later.retain(|(_, other)| *other != job);
-        if !self.now.contains(&job) {
-            self.now.push(job);
+impl Work {
+    fn do_job(&mut self, job: Job) -> Served {
+        match (self, job) {
+            (Self::Device(device), Job::Queue(queue)) => device.serve(queue),
+            (Self::Device(device), Job::Source(source)) => device.ready(source),
+            (Self::Part(part), _) => part.serve(),
         }
     }
 
-    fn add_after(&mut self, job: Job, wait: Duration) {
-        if !self.now.contains(&job) {
-            self.later.retain(|(_, other)| *other != job);
-            self.later.push((Instant::now() + wait, job));
+    fn sources(&self) -> Vec<RawFd> {
+        match self {
+            Self::Device(device) => device.sources(),
+            Self::Part(_) => Vec::new(),
         }
     }
 
-    /// Moves what has become due to `now`.
-    fn ripen(&mut self) {
-        if self.later.is_empty() {
-            return;
+    /// Stops it. A part has nothing to give back.
+    fn stop(self) -> Option<Box<dyn Idle>> {
+        match self {
+            Self::Device(device) => Some(device.stop()),
+            Self::Part(part) => {
+                part.end();
+                None
+            }
         }
-        let now = Instant::now();
-        let ripe: Vec<Job> = self.later.iter().filter(|(at, _)| *at <= now).map(|(_, job)| *job).collect();
-        ripe.into_iter().for_each(|job| self.add(job));
-    }
-
-    /// How long to wait for events, in epoll's milliseconds: -1 is for ever.
-    fn timeout_ms(&self) -> i32 {
-        if !self.now.is_empty() {
-            return 0;
-        }
-        let Some(at) = self.later.iter().map(|(at, _)| *at).min() else { return -1 };
-        let wait = at.saturating_duration_since(Instant::now());
-        // Rounded up: an early look would only find that it is too early.
-        i32::try_from(wait.as_micros().div_ceil(1000)).unwrap_or(i32::MAX)
     }
 }
 
 /// What the thread owns.
 struct Body {
+    name: String,
     epoll: Epoll,
     inbox: Receiver<Order>,
     observer: Observer,
-    device: Option<Box<dyn Running>>,
+    kicks: Arc<[EventFd]>,
+    work: Option<Work>,
     due: Due,
     paused: bool,
+    /// The threads that serve parts of this one's device, by queue. They stay, as this one does, and wait for the next part.
+    others: BTreeMap<u16, Worker>,
+    /// The host had no thread for a queue, and the log says so.
+    refused: bool,
 }
 
 impl Body {
     fn work(mut self) {
         let mut events = [EpollEvent::default(); 16];
         loop {
-            let timeout = if self.paused || self.device.is_none() { -1 } else { self.due.timeout_ms() };
+            let timeout = if self.paused || self.work.is_none() { -1 } else { self.due.timeout_ms() };
             let n = match self.epoll.wait(timeout, &mut events) {
                 Ok(n) => n,
                 Err(e) if e.kind() == std::io::ErrorKind::Interrupted => 0,
@@ -257,16 +280,13 @@ impl Body {
     }
 
     fn serve_due(&mut self) {
-        let Some(device) = self.device.as_mut() else {
+        let Some(work) = self.work.as_mut() else {
             self.due = Due::default();
             return;
         };
         self.due.ripen();
         for job in std::mem::take(&mut self.due.now) {
-            let served = match job {
-                Job::Queue(queue) => device.serve(queue),
-                Job::Source(source) => device.ready(source),
-            };
+            let served = work.do_job(job);
             (self.observer)(served);
             match served {
                 Served::Drained => {}
@@ -283,125 +303,87 @@ impl Body {
     fn take_orders(&mut self) {
         while let Ok(order) = self.inbox.try_recv() {
             match order {
-                Order::Run(device, queues) => {
-                    for (token, fd) in (TOKEN_SOURCE..).zip(device.sources()) {
-                        let event = EpollEvent::new(EventSet::IN | EventSet::EDGE_TRIGGERED, token);
-                        if let Err(e) = self.epoll.ctl(ControlOperation::Add, fd, event) {
-                            log::error!("a device's descriptor can't be watched: {e}");
-                        }
-                    }
-                    self.device = Some(device);
+                Order::Run(device, queues) => self.run(device, queues),
+                Order::RunPart(part, queue) => {
+                    self.work = Some(Work::Part(part));
                     self.due = Due::default();
-                    queues.into_iter().for_each(|queue| self.due.add(Job::Queue(queue)));
+                    self.due.add(Job::Queue(queue));
                 }
                 Order::Halt(reply) => {
                     self.due = Due::default();
-                    let idle = self.device.take().map(|device| {
-                        for fd in device.sources() {
+                    // A device is stopped once its parts are.
+                    for other in self.others.values_mut() {
+                        other.handle.halt();
+                    }
+                    let idle = self.work.take().and_then(|work| {
+                        for fd in work.sources() {
                             let _ = self.epoll.ctl(ControlOperation::Delete, fd, EpollEvent::default());
                         }
-                        device.stop()
+                        work.stop()
                     });
                     let _ = reply.send(idle);
                 }
                 Order::Pause(reply) => {
                     self.paused = true;
+                    self.others.values().for_each(|other| other.handle.pause());
                     let _ = reply.send(());
                 }
-                Order::Resume => self.paused = false,
+                Order::Resume => {
+                    self.paused = false;
+                    self.others.values().for_each(|other| other.handle.resume());
+                }
             }
+        }
+    }
+
+    fn run(&mut self, mut device: Box<dyn Running>, mut queues: Vec<u16>) {
+        if device.divides() {
+            // This thread keeps the first.
+            let rest = queues.split_off(queues.len().min(1));
+            queues.extend(rest.into_iter().filter(|queue| !self.hand_over(&mut *device, *queue)));
+        }
+        for (token, fd) in (TOKEN_SOURCE..).zip(device.sources()) {
+            let event = EpollEvent::new(EventSet::IN | EventSet::EDGE_TRIGGERED, token);
+            if let Err(e) = self.epoll.ctl(ControlOperation::Add, fd, event) {
+                log::error!("a device's descriptor can't be watched: {e}");
+            }
+        }
+        self.work = Some(Work::Device(device));
+        self.due = Due::default();
+        queues.into_iter().for_each(|queue| self.due.add(Job::Queue(queue)));
+    }
+
+    /// Gives `queue` of `device` to a thread of its own; whether there is one.
+    fn hand_over(&mut self, device: &mut dyn Running, queue: u16) -> bool {
+        if let Entry::Vacant(vacant) = self.others.entry(queue) {
+            let (name, index) = (format!("{}.{queue}", self.name), usize::from(queue));
+            // It is confined from its first instruction on: a thread inherits the filters of whoever starts it.
+            let thread =
+                Worker::spawn(&name, &self.kicks, index..index + 1, Arc::clone(&self.observer), || ());
+            match thread {
+                Ok(thread) => {
+                    // From now on its kicks are its own.
+                    let kick = self.kicks[index].as_raw_fd();
+                    let _ = self.epoll.ctl(ControlOperation::Delete, kick, EpollEvent::default());
+                    if self.paused {
+                        thread.handle.pause();
+                    }
+                    vacant.insert(thread);
+                }
+                Err(e) => {
+                    if !std::mem::replace(&mut self.refused, true) {
+                        log::warn!("{}: no thread for queue {queue}, the device's serves it: {e}", self.name);
+                    }
+                    return false;
+                }
+            }
+        }
+        match device.split_off(queue) {
+            Some(part) => self.others[&queue].handle.tell(Order::RunPart(part, queue)),
+            None => false,
         }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use devices::virtio::{ConfigSpace, DeviceKind, Granted, StartFailed};
-    use std::sync::atomic::{AtomicUsize, Ordering};
-
-    struct Counter {
-        served: Arc<AtomicUsize>,
-        answers: Vec<Served>,
-        config: Arc<ConfigSpace>,
-    }
-
-    impl Idle for Counter {
-        fn kind(&self) -> DeviceKind {
-            DeviceKind::Entropy
-        }
-        fn offered(&self) -> u64 {
-            0
-        }
-        fn queue_sizes_max(&self) -> &[u16] {
-            &[16]
-        }
-        fn config(&self) -> &Arc<ConfigSpace> {
-            &self.config
-        }
-        fn start(self: Box<Self>, _: Granted) -> Result<Box<dyn Running>, StartFailed> {
-            Ok(self)
-        }
-    }
-
-    impl Running for Counter {
-        fn serve(&mut self, _queue: u16) -> Served {
-            self.served.fetch_add(1, Ordering::SeqCst);
-            self.answers.pop().unwrap_or(Served::Drained)
-        }
-        fn stop(self: Box<Self>) -> Box<dyn Idle> {
-            self
-        }
-    }
-
-    fn counter(answers: &[Served]) -> (Box<Counter>, Arc<AtomicUsize>) {
-        let served = Arc::new(AtomicUsize::new(0));
-        let config = ConfigSpace::new(vec![]);
-        (Box::new(Counter { served: Arc::clone(&served), answers: answers.to_vec(), config }), served)
-    }
-
-    fn wait_for(served: &AtomicUsize, n: usize) {
-        let end = Instant::now() + Duration::from_secs(10);
-        while served.load(Ordering::SeqCst) < n {
-            assert!(Instant::now() < end, "served {} times, not {n}", served.load(Ordering::SeqCst));
-            std::thread::sleep(Duration::from_millis(1));
-        }
-    }
-
-    #[test]
-    fn a_queue_is_served_at_the_start_at_each_kick_and_again_while_there_is_more() {
-        let worker = Worker::start("test", 1, Seccomp::Off, Box::new(|_| ())).unwrap();
-        let mut owner = worker.handle().clone();
-        let (device, served) = counter(&[Served::After(Duration::from_millis(2)), Served::More]);
-        owner.run(device, &[0]);
-        wait_for(&served, 3);
-        owner.kick(0);
-        wait_for(&served, 4);
-        assert!(owner.halt().is_some());
-        assert!(owner.halt().is_none());
-    }
-
-    #[test]
-    fn a_paused_device_serves_nothing_and_forgets_no_kick() {
-        let worker = Worker::start("test", 1, Seccomp::Off, Box::new(|_| ())).unwrap();
-        let mut owner = worker.handle().clone();
-        let (device, served) = counter(&[]);
-        owner.run(device, &[0]);
-        wait_for(&served, 1);
-        owner.pause();
-        owner.kick(0);
-        std::thread::sleep(Duration::from_millis(20));
-        assert_eq!(served.load(Ordering::SeqCst), 1);
-        owner.resume();
-        wait_for(&served, 2);
-    }
-
-    #[test]
-    fn dropping_the_worker_ends_its_thread_and_a_late_order_is_answered() {
-        let worker = Worker::start("test", 1, Seccomp::Off, Box::new(|_| ())).unwrap();
-        let mut owner = worker.handle().clone();
-        drop(worker);
-        assert!(owner.halt().is_none());
-        owner.pause();
-    }
-}
+mod tests;

@@ -1,5 +1,7 @@
 //! Block devices: `/drives/{drive_id}`.
 
+use std::num::NonZeroU16;
+
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -7,6 +9,9 @@ use super::RateLimiter;
 
 /// Longest serial number a drive can show (virtio 1.2 §5.2.6: GET_ID answers 20 bytes).
 pub const SERIAL_LEN_MAX: usize = 20;
+
+/// Most queues of a drive: one for each vCPU that a machine may have.
+pub const QUEUES_MAX: u16 = 32;
 
 /// Whether the guest is offered a flush command.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -55,6 +60,9 @@ pub struct DriveBody {
     /// Serial number that the guest reads, 1 to 20 ASCII characters (an addition to Firecracker's fields).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub serial: Option<String>,
+    /// Queues that the guest may use, 1 to 32; as many as it has vCPUs if missing (an addition to Firecracker's fields).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub num_queues: Option<u16>,
 }
 
 /// A drive that can be had, as far as its description goes.
@@ -78,6 +86,8 @@ pub struct Drive {
     pub limiter: Option<RateLimiter>,
     /// Serial number that the guest reads, if one was asked for.
     pub serial: Option<String>,
+    /// Queues that the guest may use, if their number was asked for.
+    pub queues: Option<NonZeroU16>,
 }
 
 /// Why a drive's description was refused.
@@ -99,6 +109,9 @@ pub enum DriveSpecError {
     /// The partition can't be named on the kernel's command line.
     #[error("The partuuid must be one or more printable ASCII characters, without spaces and quotes.")]
     Partuuid,
+    /// No such number of queues.
+    #[error("The num_queues of a drive must be 1 to {QUEUES_MAX}, not {0}.")]
+    Queues(u16),
 }
 
 impl TryFrom<DriveBody> for Drive {
@@ -119,6 +132,11 @@ impl TryFrom<DriveBody> for Drive {
         {
             return Err(DriveSpecError::Partuuid);
         }
+        let queues = body.num_queues.map(|count| {
+            NonZeroU16::new(count)
+                .filter(|count| count.get() <= QUEUES_MAX)
+                .ok_or(DriveSpecError::Queues(count))
+        });
         Ok(Self {
             id: body.drive_id,
             path: body.path_on_host.ok_or(DriveSpecError::NoPath)?,
@@ -129,6 +147,7 @@ impl TryFrom<DriveBody> for Drive {
             engine: body.io_engine.unwrap_or_default(),
             limiter: body.rate_limiter.and_then(RateLimiter::effective),
             serial: body.serial,
+            queues: queues.transpose()?,
         })
     }
 }
@@ -205,5 +224,25 @@ mod tests {
             );
             assert_eq!(drive(&json).is_ok(), fine, "{serial:?}");
         }
+    }
+
+    #[test]
+    fn a_drive_has_1_to_32_queues_or_as_many_as_vcpus() {
+        for (asked, expected) in [
+            ("null", Ok(None)),
+            ("1", Ok(NonZeroU16::new(1))),
+            ("32", Ok(NonZeroU16::new(32))),
+            ("0", Err(DriveSpecError::Queues(0))),
+            ("33", Err(DriveSpecError::Queues(33))),
+        ] {
+            let json = format!(
+                r#"{{"drive_id":"a","path_on_host":"p","is_root_device":false,"num_queues":{asked}}}"#
+            );
+            assert_eq!(drive(&json).map(|drive| drive.queues), expected);
+        }
+        assert_eq!(
+            DriveSpecError::Queues(33).to_string(),
+            "The num_queues of a drive must be 1 to 32, not 33."
+        );
     }
 }

@@ -23,7 +23,9 @@ mod view;
 pub use action::{Action, ActionBody, VmState, VmStateBody};
 pub use boot::{BootSource, DEFAULT_BOOT_ARGS};
 pub use config_file::{ConfigFile, ConfigFileError};
-pub use drive::{CacheType, Drive, DriveBody, DrivePatch, DriveSpecError, IoEngine, SERIAL_LEN_MAX};
+pub use drive::{
+    CacheType, Drive, DriveBody, DrivePatch, DriveSpecError, IoEngine, QUEUES_MAX, SERIAL_LEN_MAX,
+};
 pub use entropy::Entropy;
 pub use id::{IdError, InstanceId, InstanceIdError, check_resource_id};
 pub use limiter::{RateLimiter, TokenBucket};

@@ -1,5 +1,7 @@
 //! What a client is shown: the bodies of `GET` answers and of refusals.
 
+use std::num::NonZeroU16;
+
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -77,6 +79,8 @@ pub struct DriveView {
     pub socket: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub serial: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub num_queues: Option<u16>,
 }
 
 impl From<&Drive> for DriveView {
@@ -92,6 +96,7 @@ impl From<&Drive> for DriveView {
             io_engine: drive.engine,
             socket: None,
             serial: drive.serial.clone(),
+            num_queues: drive.queues.map(NonZeroU16::get),
         }
     }
 }

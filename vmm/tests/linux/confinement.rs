@@ -51,9 +51,23 @@ fn parse(line: &str) -> Option<(u32, Call)> {
     Some((thread.parse().ok()?, (name.to_owned(), arguments.collect())))
 }
 
+/// Who started each thread that a trace shows being started.
+fn parents(trace: &str) -> BTreeMap<u32, u32> {
+    let started = trace.lines().filter_map(|line| {
+        let (parent, rest) = line.split_once(' ')?;
+        let rest = rest.trim_start();
+        let begun = rest.starts_with("clone(") || rest.starts_with("<... clone resumed");
+        let (_, child) = rest.rsplit_once("= ").filter(|_| begun)?;
+        Some((child.trim().parse().ok()?, parent.parse().ok()?))
+    });
+    started.collect()
+}
+
 /// Sorts a trace by kinds of threads. A thread is what its name says once it has a filter of its own; the first thread is
-/// the process from its first filter on and the driver from its second.
+/// the process from its first filter on and the driver from its second. What another thread than the first starts is of that
+/// thread's kind, whose filter it inherits: only devices' threads start any.
 fn sorted(trace: &str, into: &mut Calls) {
+    let parents = parents(trace);
     let mut filters: BTreeMap<u32, u32> = BTreeMap::new();
     let mut names: BTreeMap<u32, Kind> = BTreeMap::new();
     let mut first = None;
@@ -63,8 +77,10 @@ fn sorted(trace: &str, into: &mut Calls) {
         let count = filters.entry(thread).or_default();
         let kind = match (thread == main, *count) {
             (true, 0) => None,
-            (true, 1) | (false, 0) => Some(Kind::Process),
+            (true, 1) => Some(Kind::Process),
             (true, _) => Some(Kind::Driver),
+            (false, 0) if parents.get(&thread).is_some_and(|parent| *parent != main) => Some(Kind::Device),
+            (false, 0) => Some(Kind::Process),
             (false, _) => names.get(&thread).copied(),
         };
         // Installing a filter is still the work of the kind before.
@@ -98,7 +114,7 @@ fn life(bus: Bus, calls: &mut Calls) {
     let script = "cd /tmp; dd if=/dev/urandom of=a bs=64k count=8 2>/dev/null
         dd if=a of=/dev/vda bs=4k conv=fsync 2>/dev/null
         echo 3 >/proc/sys/vm/drop_caches; dd if=/dev/vda of=/dev/null bs=64k 2>/dev/null
-        blkdiscard /dev/vda
+        taskset 2 dd if=a of=/dev/vda bs=4k oflag=direct 2>/dev/null; blkdiscard /dev/vda
         dd if=/dev/hwrng of=/dev/null bs=512 count=4 2>/dev/null
         ping -c 3 -i 0.2 172.18.0.1 >/dev/null && echo ping=answered
         head -c 1 >/dev/null; echo typed=yes; while :; do sleep 1; done";

@@ -16,6 +16,7 @@ over_both_transports!(linux:
     a_root_file_system_is_entered_by_is_root_device_and_an_image_is_swapped,
     io_goes_on_unharmed_through_pauses,
     what_a_guest_trims_and_discards_is_given_back_to_the_host,
+    every_vcpu_has_its_queue_and_a_thread_behind_it,
 );
 
 fn data_survives_read_only_is_refused_serials_show_and_entropy_flows(bus: Bus) {
@@ -137,4 +138,44 @@ fn what_a_guest_trims_and_discards_is_given_back_to_the_host(bus: Bus) {
     assert_eq!(held(&discarded), 4 << 20);
     assert_eq!(printed(&vm, "limits"), "2147483648 16777216 4096");
     assert_eq!(printed(&vm, "cache"), "write through");
+}
+
+/// The threads of a VMM that serve the drive `id`.
+fn threads_of(vm: &Vm, id: &str) -> Vec<String> {
+    let tasks = fs::read_dir(format!("/proc/{}/task", vm.pid())).unwrap();
+    let names = tasks.filter_map(|task| fs::read_to_string(task.unwrap().path().join("comm")).ok());
+    let mut names: Vec<_> = names
+        .map(|name| name.trim().to_owned())
+        .filter(|name| name.starts_with(&format!("yun_{id}")))
+        .collect();
+    names.sort();
+    names
+}
+
+fn every_vcpu_has_its_queue_and_a_thread_behind_it(bus: Bus) {
+    let mut vm = Vm::start(bus.flags());
+    let (many, one) = (zeros(&vm.path("many"), 8 << 20), zeros(&vm.path("one"), 8 << 20));
+    vm.put_drive("many", &many, &json!({"cache_type": "Writeback"}));
+    vm.put_drive("one", &one, &json!({"cache_type": "Writeback", "num_queues": 1}));
+    vm.put("/machine-config", &json!({"vcpu_count": 2, "mem_size_mib": 256}));
+    let script = "cd /tmp; dd if=/dev/urandom of=a bs=64k count=64 2>/dev/null
+        echo queues=$(ls /sys/block/vda/mq | wc -l),$(ls /sys/block/vdb/mq | wc -l)
+        for disk in vda vdb; do
+            taskset 1 dd if=a of=/dev/$disk bs=64k conv=fsync 2>/dev/null &
+            taskset 2 dd if=a of=/dev/$disk bs=4k seek=1024 conv=fsync 2>/dev/null
+            wait
+        done
+        echo 3 >/proc/sys/vm/drop_caches
+        sum() { sha256sum | cut -d' ' -f1; }
+        cat a a >both
+        for disk in vda vdb; do [ $(taskset 2 dd if=/dev/$disk bs=16k 2>/dev/null | sum) = $(sum <both) ]; done
+        echo served=yes; head -c 1 >/dev/null";
+    boot(&vm, "", script);
+    vm.prints("served=yes");
+    assert_eq!(printed(&vm, "queues"), "2,1");
+    assert_eq!(threads_of(&vm, "many"), ["yun_many", "yun_many.1"]);
+    assert_eq!(threads_of(&vm, "one"), ["yun_one"]);
+    vm.types(b"\n");
+    succeeds(&mut vm);
+    assert_eq!(sha256(&many), sha256(&one));
 }

@@ -5,7 +5,7 @@ use std::io;
 use crate::mem::VolatileSlice;
 use crate::virtio::queue::{advance, total_len};
 
-/// A disk's storage. Called by the device's thread only; may sleep.
+/// A disk's storage, or one queue's share of it. Called by one thread; may sleep.
 ///
 /// The device has checked that a transfer lies within [`Backend::sectors`] and is a multiple of 512 bytes. Guest memory may
 /// change while it is read from or written to.
@@ -13,6 +13,10 @@ pub trait Backend: Send {
     /// Whole sectors of 512 bytes. A partial one at the end is not counted, hence not addressable. Asked once, when the
     /// backend is put in.
     fn sectors(&self) -> u64;
+
+    /// Another share of the same storage, for another thread: what is written or flushed through one is so for all. A
+    /// storage goes when the last of its shares does.
+    fn share(&self) -> Box<dyn Backend>;
 
     /// Bytes of a block of the storage, a power of two: what is aligned to it is written and erased best.
     fn block_bytes(&self) -> u32 {

@@ -18,6 +18,8 @@ pub const F_FLUSH: u64 = 1 << 9;
 pub const F_TOPOLOGY: u64 = 1 << 10;
 /// VIRTIO_BLK_F_CONFIG_WCE.
 pub const F_CONFIG_WCE: u64 = 1 << 11;
+/// VIRTIO_BLK_F_MQ.
+pub const F_MQ: u64 = 1 << 12;
 /// VIRTIO_BLK_F_DISCARD.
 pub const F_DISCARD: u64 = 1 << 13;
 /// VIRTIO_BLK_F_WRITE_ZEROES.
@@ -39,6 +41,7 @@ const BLK_SIZE: usize = 20;
 const PHYSICAL_BLOCK_EXP: usize = 24;
 const MIN_IO_SIZE: usize = 26;
 const WRITEBACK: usize = 32;
+const NUM_QUEUES: usize = 34;
 const MAX_DISCARD_SECTORS: usize = 36;
 const MAX_DISCARD_SEG: usize = 40;
 const DISCARD_SECTOR_ALIGNMENT: usize = 44;
@@ -56,13 +59,14 @@ pub(super) fn offered(options: &BlockOptions) -> u64 {
         Cache::Writeback => F_FLUSH | F_CONFIG_WCE,
         Cache::Unsafe => 0,
     };
-    F_COMMON | F_SEG_MAX | F_BLK_SIZE | F_TOPOLOGY | access | flush
+    let queues = if options.queues.get() > 1 { F_MQ } else { 0 };
+    F_COMMON | F_SEG_MAX | F_BLK_SIZE | F_TOPOLOGY | access | flush | queues
 }
 
-/// The configuration space of a disk over `backend`. The driver's switch is its cache mode.
+/// The configuration space of a disk over `backend` with `queues` queues. The driver's switch is its cache mode.
 ///
 /// The storage's block size is told as it is now: another backing changes the capacity and nothing else.
-pub(super) fn space(backend: &dyn Backend) -> Arc<ConfigSpace> {
+pub(super) fn space(backend: &dyn Backend, queues: u16) -> Arc<ConfigSpace> {
     let block = backend.block_bytes().clamp(512, BLOCK_BYTES_MAX);
     let sectors_of_block = block / 512;
     let mut bytes = vec![0; BYTES];
@@ -73,6 +77,7 @@ pub(super) fn space(backend: &dyn Backend) -> Arc<ConfigSpace> {
     put(BLK_SIZE, &512u32.to_le_bytes());
     put(PHYSICAL_BLOCK_EXP, &sectors_of_block.ilog2().to_le_bytes()[..1]);
     put(MIN_IO_SIZE, &sectors_of_block.to_le_bytes()[..2]);
+    put(NUM_QUEUES, &queues.to_le_bytes());
     put(MAX_DISCARD_SECTORS, &DISCARD_SECTORS_MAX.to_le_bytes());
     put(MAX_DISCARD_SEG, &DISCARD_SEGMENTS_MAX.to_le_bytes());
     put(DISCARD_SECTOR_ALIGNMENT, &sectors_of_block.to_le_bytes());

@@ -2,7 +2,7 @@
 
 use crate::metrics::Counter;
 
-/// Counters of one disk since it was made; they survive resets and changes of the backing.
+/// Counters of a disk, or of one of its queues, since it was made; they survive resets and changes of the backing.
 #[derive(Debug, Default)]
 pub struct BlockMetrics {
     /// Bytes read by the guest.
@@ -44,6 +44,61 @@ pub struct BlockMetrics {
 }
 
 impl BlockMetrics {
+    /// All of them.
+    fn each(&self) -> [&Counter; 18] {
+        let Self {
+            read_bytes,
+            write_bytes,
+            read_count,
+            write_count,
+            flush_count,
+            erase_count,
+            erase_bytes,
+            erase_failures,
+            refused,
+            read_failures,
+            write_failures,
+            flush_failures,
+            queue_events,
+            empty_queue_events,
+            throttled,
+            interrupts,
+            broken,
+            swaps,
+        } = self;
+        [
+            read_bytes,
+            write_bytes,
+            read_count,
+            write_count,
+            flush_count,
+            erase_count,
+            erase_bytes,
+            erase_failures,
+            refused,
+            read_failures,
+            write_failures,
+            flush_failures,
+            queue_events,
+            empty_queue_events,
+            throttled,
+            interrupts,
+            broken,
+            swaps,
+        ]
+    }
+
+    /// What several queues did together.
+    pub(super) fn sum(queues: &[Self]) -> Self {
+        let sum = Self::default();
+        for queue in queues {
+            for (total, part) in sum.each().into_iter().zip(queue.each()) {
+                total.add(part.get());
+            }
+        }
+        sum
+    }
+
     /// Requests that the host failed, of any kind.
     #[must_use]
     pub fn failures(&self) -> u64 {

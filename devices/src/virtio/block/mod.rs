@@ -1,42 +1,52 @@
 //! A disk: virtio block device (virtio 1.2 §5.2).
 //!
 //! ```text
-//!  control thread                     the device's thread
-//!  BlockHandle ── Mailbox ──> Live::serve: pop ─> request::parse ─> Backend ─> Reply::finish
-//!      └─ ConfigSpace, Interrupt::config          (one batch, then one look at who wants an interrupt)
+//!  control thread                a thread for each queue, or one for all
+//!  BlockHandle ── Backings ────> Lane::serve: pop ─> request::parse ─> Backend ─> Reply::finish
+//!      └─ ConfigSpace, Limits, Interrupt::config     (one batch, then one look at who wants an interrupt)
 //! ```
-//! [`Block`] is the idle disk, `Live` the running one; the backend moves along. A request that was parsed is never looked at
+//! [`Block`] is the idle disk, `Live` the running one, a `Lane` one of its queues. A request that was parsed is never looked at
 //! again in guest memory; a request held by a rate limit is put back unparsed.
+//!
+//! Lanes share nothing on the path of a request but the storage: each has its own share of the backing and its own counters.
+//! What they do share, a rate limit and the order of swaps, costs a load where it is not used.
 
 mod backend;
+mod backing;
 mod config;
 mod erase;
+mod lane;
+mod limits;
 mod live;
 mod metrics;
 pub mod request;
 #[cfg(test)]
 mod tests;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::num::NonZeroU16;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use backend::{Backend, Erasure};
+use backing::Backings;
 pub use config::{
-    DISCARD_SECTORS_MAX, DISCARD_SEGMENTS_MAX, F_BLK_SIZE, F_CONFIG_WCE, F_DISCARD, F_FLUSH, F_RO, F_SEG_MAX,
-    F_TOPOLOGY, F_WRITE_ZEROES, ZEROES_SECTORS_MAX, ZEROES_SEGMENTS_MAX,
+    DISCARD_SECTORS_MAX, DISCARD_SEGMENTS_MAX, F_BLK_SIZE, F_CONFIG_WCE, F_DISCARD, F_FLUSH, F_MQ, F_RO,
+    F_SEG_MAX, F_TOPOLOGY, F_WRITE_ZEROES, ZEROES_SECTORS_MAX, ZEROES_SEGMENTS_MAX,
 };
 pub use erase::Range;
+use limits::Limits;
 pub use metrics::BlockMetrics;
 use request::{ID_BYTES, Rules};
 
-use crate::clock::monotonic_ns;
 use crate::irq::Interrupt;
-use crate::limiter::{Limiter, LimiterSpec};
+use crate::limiter::LimiterSpec;
 use crate::log_limit::LogLimit;
-use crate::mailbox::Mailbox;
 use crate::virtio::{ConfigSpace, DeviceKind, Granted, Idle, Running, StartFailed};
 
-/// Entries of the one queue: Linux keeps that many requests in flight.
+/// Entries of each queue: Linux keeps that many requests in flight.
 pub const QUEUE_SIZE: u16 = 256;
+
+/// Queues of one disk at most: as many as a machine has vCPUs.
+pub const QUEUES_MAX: u16 = 32;
 
 /// What becomes of written data before the guest flushes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,133 +69,51 @@ pub struct BlockOptions {
     pub cache: Cache,
     /// The identity that GET_ID returns; padded with zeros, cut to 20 bytes.
     pub serial: String,
-    /// Rate limits from the start.
+    /// Rate limits from the start, of all queues together.
     pub limits: LimiterSpec,
+    /// Queues on offer: 1 to [`QUEUES_MAX`].
+    pub queues: NonZeroU16,
 }
 
-/// Changes that wait for the device's thread.
-#[derive(Default)]
-struct Changes {
-    backend: Option<Box<dyn Backend>>,
-    limits: Option<LimiterSpec>,
-}
-
-/// What the device and its handles share.
+/// What the device, its lanes and its handles share.
 struct Shared {
-    config: Arc<ConfigSpace>,
-    changes: Mailbox<Changes>,
-    metrics: BlockMetrics,
-    /// Of the running device.
-    interrupt: Mutex<Option<Arc<dyn Interrupt>>>,
-}
-
-/// Changes and observes a disk from any thread, running or not.
-#[derive(Clone)]
-pub struct BlockHandle(Arc<Shared>);
-
-impl BlockHandle {
-    /// Puts `backend` in place of the present one and tells the guest its capacity.
-    ///
-    /// Requests that the guest makes after this returns go to `backend`. The device's thread flushes and drops the old one
-    /// when it next serves the queue: kick it to have that done now.
-    pub fn swap_backing(&self, backend: Box<dyn Backend>) {
-        let interrupt = self.0.interrupt.lock().unwrap_or_else(PoisonError::into_inner);
-        let sectors = backend.sectors();
-        self.0.changes.post(|changes| {
-            self.0.config.update(0, &sectors.to_le_bytes());
-            changes.backend = Some(backend);
-        });
-        if let Some(interrupt) = &*interrupt {
-            interrupt.config();
-        }
-    }
-
-    /// Puts these rate limits, with full buckets, in place of the present ones. The device's thread takes them up when it
-    /// next serves the queue: kick it if it may be held by an old limit.
-    pub fn set_limits(&self, limits: LimiterSpec) {
-        self.0.changes.post(|changes| changes.limits = Some(limits));
-    }
-
-    /// What the disk did so far.
-    #[must_use]
-    pub fn metrics(&self) -> &BlockMetrics {
-        &self.0.metrics
-    }
-}
-
-/// A disk that no driver is using.
-pub struct Block {
-    shared: Arc<Shared>,
     name: String,
-    backend: Box<dyn Backend>,
-    sectors: u64,
     read_only: bool,
     cache: Cache,
     offered: u64,
     id: [u8; ID_BYTES],
-    limiter: Limiter,
-    log: LogLimit,
+    config: Arc<ConfigSpace>,
+    backings: Backings,
+    limits: Limits,
+    /// By queue.
+    metrics: Box<[BlockMetrics]>,
+    log: Mutex<LogLimit>,
+    wire: Mutex<Wire>,
 }
 
-impl Block {
-    /// A disk over `backend`.
-    #[must_use]
-    pub fn new(backend: Box<dyn Backend>, options: &BlockOptions) -> Self {
-        let (sectors, config) = (backend.sectors(), config::space(&*backend));
-        let mut id = [0; ID_BYTES];
-        let len = options.serial.len().min(ID_BYTES);
-        id[..len].copy_from_slice(&options.serial.as_bytes()[..len]);
-        Self {
-            shared: Arc::new(Shared {
-                config,
-                changes: Mailbox::default(),
-                metrics: BlockMetrics::default(),
-                interrupt: Mutex::new(None),
-            }),
-            name: options.name.clone(),
-            backend,
-            sectors,
-            read_only: options.read_only,
-            cache: options.cache,
-            offered: config::offered(options),
-            id,
-            limiter: Limiter::new(&options.limits, monotonic_ns()),
-            log: LogLimit::default(),
-        }
+/// The way to the driver, if there is one.
+#[derive(Default)]
+struct Wire {
+    interrupt: Option<Arc<dyn Interrupt>>,
+    /// The configuration changed while there was none: a driver that is just starting may have read it before.
+    missed: bool,
+}
+
+impl Shared {
+    fn wire(&self) -> MutexGuard<'_, Wire> {
+        self.wire.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A handle for the control thread.
-    #[must_use]
-    pub fn handle(&self) -> BlockHandle {
-        BlockHandle(Arc::clone(&self.shared))
+    /// `Some(n)` if a line may be logged: `n` lines were left out since the last one.
+    fn may_log(&self) -> Option<u64> {
+        self.log.lock().unwrap_or_else(PoisonError::into_inner).admit()
     }
 
-    /// Takes up what handles asked for; whether that includes another backing.
-    fn take_changes(&mut self) -> bool {
-        let Some(changes) = self.shared.changes.take() else { return false };
-        if let Some(limits) = changes.limits {
-            self.limiter = Limiter::new(&limits, monotonic_ns());
-        }
-        let Some(backend) = changes.backend else { return false };
-        // A flush that the guest asks for later covers what it wrote before the swap.
-        if self.cache == Cache::Writeback
-            && !self.read_only
-            && let Err(error) = self.backend.flush()
-        {
-            self.shared.metrics.flush_failures.inc();
-            log::error!("{}: flush of the replaced backing failed: {error}", self.name);
-        }
-        self.sectors = backend.sectors();
-        self.backend = backend;
-        self.shared.metrics.swaps.inc();
-        true
-    }
-
-    /// What a driver that agreed on `features` may ask for.
-    fn rules(&self, features: u64) -> Rules {
+    /// What a driver that agreed on `features` may ask for, on a disk of `sectors`.
+    fn rules(&self, features: u64, sectors: u64) -> Rules {
         let agreed = |feature| features & feature != 0;
         Rules {
-            sectors: self.sectors,
+            sectors,
             read_only: self.read_only,
             flush: agreed(F_FLUSH),
             discard: agreed(F_DISCARD),
@@ -195,7 +123,87 @@ impl Block {
 
     /// Whether a write is to be on stable storage before it is answered, with a driver that agreed on `features`.
     fn writes_through(&self, features: u64) -> bool {
-        self.cache == Cache::Writeback && (features & F_FLUSH == 0 || !self.shared.config.switched_on())
+        self.cache == Cache::Writeback && (features & F_FLUSH == 0 || !self.config.switched_on())
+    }
+}
+
+/// Changes and observes a disk from any thread, running or not.
+#[derive(Clone)]
+pub struct BlockHandle(Arc<Shared>);
+
+impl BlockHandle {
+    /// Puts `backend` in place of the present one and tells the guest its capacity.
+    ///
+    /// Requests that the guest makes after this returns go to `backend`. Each queue's thread flushes and lets go of the old one
+    /// when it next serves its queue: kick it to have that done now.
+    pub fn swap_backing(&self, backend: Box<dyn Backend>) {
+        let mut wire = self.0.wire();
+        self.0.backings.swap(backend, |sectors| self.0.config.update(0, &sectors.to_le_bytes()));
+        match &wire.interrupt {
+            Some(interrupt) => interrupt.config(),
+            None => wire.missed = true,
+        }
+    }
+
+    /// Puts these rate limits, with full buckets, in place of the present ones. Kick the queues: one may be held by an old
+    /// limit.
+    pub fn set_limits(&self, limits: LimiterSpec) {
+        self.0.limits.set(&limits);
+    }
+
+    /// What the disk did so far, over all of its queues.
+    #[must_use]
+    pub fn metrics(&self) -> BlockMetrics {
+        BlockMetrics::sum(&self.0.metrics)
+    }
+
+    /// Requests that the host failed so far. Cheaper than [`BlockHandle::metrics`].
+    #[must_use]
+    pub fn failures(&self) -> u64 {
+        self.0.metrics.iter().map(BlockMetrics::failures).sum()
+    }
+}
+
+/// A disk that no driver is using.
+pub struct Block {
+    shared: Arc<Shared>,
+    queue_sizes: Vec<u16>,
+}
+
+impl Block {
+    /// A disk over `backend`.
+    ///
+    /// # Panics
+    /// For more queues than [`QUEUES_MAX`].
+    #[must_use]
+    pub fn new(backend: Box<dyn Backend>, options: &BlockOptions) -> Self {
+        let queues = options.queues.get();
+        assert!(queues <= QUEUES_MAX, "a disk has at most {QUEUES_MAX} queues");
+        let config = config::space(&*backend, queues);
+        let mut id = [0; ID_BYTES];
+        let len = options.serial.len().min(ID_BYTES);
+        id[..len].copy_from_slice(&options.serial.as_bytes()[..len]);
+        let flushes = options.cache == Cache::Writeback && !options.read_only;
+        let shared = Shared {
+            name: options.name.clone(),
+            read_only: options.read_only,
+            cache: options.cache,
+            offered: config::offered(options),
+            id,
+            config,
+            backings: Backings::new(backend, queues.into(), flushes),
+            limits: Limits::new(&options.limits),
+            metrics: (0..queues).map(|_| BlockMetrics::default()).collect(),
+            log: Mutex::default(),
+            wire: Mutex::default(),
+        };
+        Self { shared: Arc::new(shared), queue_sizes: vec![QUEUE_SIZE; queues.into()] }
+    }
+
+    /// A handle for the control thread.
+    #[must_use]
+    pub fn handle(&self) -> BlockHandle {
+        BlockHandle(Arc::clone(&self.shared))
     }
 }
 
@@ -205,11 +213,11 @@ impl Idle for Block {
     }
 
     fn offered(&self) -> u64 {
-        self.offered
+        self.shared.offered
     }
 
     fn queue_sizes_max(&self) -> &[u16] {
-        &[QUEUE_SIZE]
+        &self.queue_sizes
     }
 
     fn config(&self) -> &Arc<ConfigSpace> {

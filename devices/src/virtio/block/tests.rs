@@ -14,6 +14,7 @@ use crate::virtio::queue::{F_COMMON, F_EVENT_IDX};
 
 mod erase;
 mod hostile;
+mod queues;
 
 const RINGS: u64 = 0x1000;
 const HEADER: u64 = 0x8000;
@@ -35,6 +36,7 @@ fn options() -> BlockOptions {
         cache: Cache::Writeback,
         serial: "yun-0".into(),
         limits: LimiterSpec::default(),
+        queues: NonZeroU16::MIN,
     }
 }
 
@@ -246,7 +248,7 @@ fn features_and_configuration_say_what_the_disk_is() {
     assert_eq!(config[12..16], 254u32.to_le_bytes());
     assert_eq!(config[20..24], 512u32.to_le_bytes());
     assert_eq!(config[24..32], [0, 0, 1, 0, 0, 0, 0, 0]);
-    assert_eq!(config[32..36], [1, 0, 0, 0], "writeback");
+    assert_eq!(config[32..36], [1, 0, 1, 0], "writeback, one queue");
     let words = [1u32 << 22, 32, 1, 1 << 15, 8, 1];
     assert_eq!(config[36..60], words.map(u32::to_le_bytes).concat());
     assert_eq!(config[60..], [0; 4]);

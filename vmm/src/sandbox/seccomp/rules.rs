@@ -169,7 +169,7 @@ const VCPU: &[Rule] = &[
     },
 ];
 
-/// A device: its kicks, its file or wire, its interrupts.
+/// A device: its kicks, its file or wire, its interrupts, threads for its queues.
 const DEVICE: &[Rule] = &[
     any(libc::SYS_epoll_wait),
     any(libc::SYS_epoll_ctl),
@@ -181,6 +181,15 @@ const DEVICE: &[Rule] = &[
     any(libc::SYS_writev),
     any(libc::SYS_getrandom),
     when(libc::SYS_ioctl, Arg::Ioctl(&[KVM_IRQ_LINE, KVM_SIGNAL_MSI])),
+    // A thread for each more queue of a disk that its driver uses; it inherits this list.
+    any(libc::SYS_epoll_create1),
+    any(libc::SYS_eventfd2),
+    when(libc::SYS_clone3, Arg::NoSuchCall),
+    when(libc::SYS_clone, Arg::OneOf(0, &[THREAD_OF_GLIBC])),
+    Rule { call: libc::SYS_clone, arg: Arg::OneOf(0, &[THREAD_OF_MUSL]), rarely: Some("a build with musl") },
+    any(libc::SYS_set_robust_list),
+    any(libc::SYS_rseq),
+    when(libc::SYS_prctl, Arg::OneOf(0, &[PR_SET_NAME])),
     Rule {
         call: libc::SYS_ioctl,
         arg: Arg::Ioctl(&[BLKDISCARD]),

@@ -139,6 +139,9 @@ impl Backend for Plain {
     fn sectors(&self) -> u64 {
         self.0.sectors()
     }
+    fn share(&self) -> Box<dyn Backend> {
+        Box::new(Self(self.0.clone()))
+    }
     fn read_at(&mut self, offset: u64, into: &[crate::mem::VolatileSlice]) -> std::io::Result<usize> {
         self.0.read_at(offset, into)
     }

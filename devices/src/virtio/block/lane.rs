@@ -1,0 +1,316 @@
+//! One queue of a disk in use: its ring, its share of the backing, its counters. Owned by the thread that serves it.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::backend::{Direction, Erasure, transfer};
+use super::backing::Joined;
+use super::request::{HEADER_BYTES, Refusal, Request, Status, parse};
+use super::{BlockMetrics, Shared, erase};
+use crate::irq::Interrupt;
+use crate::mem::{Ram, VolatileSlice};
+use crate::virtio::queue::{Chain, Ring, RingError, copy_in, resolve};
+use crate::virtio::{Part, Served};
+
+/// Requests served before the thread looks at its other sources.
+const REQUESTS_PER_BATCH: u32 = 64;
+/// Bytes moved before the driver is told within a batch: small requests share an interrupt, large ones don't wait for others.
+const BYTES_PER_INTERRUPT: u64 = 256 * 1024;
+/// Slices a batch starts with room for; chains of more are rare.
+const SLICES_AT_FIRST: usize = 64;
+
+/// What one driver granted, for all queues.
+pub(super) struct Session {
+    pub ram: Ram,
+    pub features: u64,
+    pub interrupt: Arc<dyn Interrupt>,
+    /// The driver broke one of the queues: none is served any more.
+    pub broken: AtomicBool,
+}
+
+/// How a request ended, for the driver.
+type Outcome = Result<u32, Status>;
+
+pub(super) struct Lane {
+    index: u16,
+    shared: Arc<Shared>,
+    session: Arc<Session>,
+    ring: Ring,
+    chain: Chain,
+    /// `None` until the queue is served for the first time.
+    backing: Option<Joined>,
+    /// Whether writes were flushed one by one when it was last looked.
+    write_through: bool,
+}
+
+impl Lane {
+    pub(super) fn new(index: u16, shared: Arc<Shared>, session: Arc<Session>, ring: Ring) -> Self {
+        let chain = Chain::with_room_for(ring.size());
+        let write_through = shared.writes_through(session.features);
+        Self { index, shared, session, ring, chain, backing: None, write_through }
+    }
+
+    fn metrics(&self) -> &BlockMetrics {
+        &self.shared.metrics[usize::from(self.index)]
+    }
+
+    /// The backing that requests from now on go to.
+    fn catch_up(&mut self) {
+        if self.backing.as_ref().is_some_and(|backing| !self.shared.backings.is_behind(backing.generation)) {
+            return;
+        }
+        let swapped = self.backing.is_some();
+        let mut joined = self.shared.backings.catch_up(self.index.into());
+        if let Err(error) = std::mem::replace(&mut joined.flushed, Ok(())) {
+            self.metrics().flush_failures.inc();
+            self.host_failed("flush of the replaced backing", 0, &error);
+        }
+        self.backing = Some(joined);
+        if swapped {
+            self.metrics().swaps.inc();
+        }
+    }
+
+    fn backing(&mut self) -> &mut Joined {
+        self.backing.as_mut().expect("a batch begins by catching up")
+    }
+
+    /// One batch.
+    fn batch(&mut self) -> Result<Served, RingError> {
+        let ram = Ram::clone(&self.session.ram);
+        let mut slices = Vec::with_capacity(SLICES_AT_FIRST);
+        let mut unreported = 0;
+        self.catch_up();
+        self.look_at_cache_mode();
+        self.ring.suppress_kicks(&ram)?;
+        for turn in 0..REQUESTS_PER_BATCH {
+            if !self.ring.pop(&ram, &mut self.chain)? {
+                if self.ring.rearm(&ram)? {
+                    self.ring.suppress_kicks(&ram)?;
+                    continue;
+                }
+                if turn == 0 {
+                    self.metrics().empty_queue_events.inc();
+                }
+                return Ok(Served::Drained);
+            }
+            // After the pop: whoever was told of a new backing before making this request gets it.
+            self.catch_up();
+            if let Some(served) = self.throttle() {
+                return Ok(served);
+            }
+            unreported += self.one(&ram, &mut slices)?;
+            if unreported >= BYTES_PER_INTERRUPT {
+                unreported = 0;
+                self.tell()?;
+            }
+        }
+        Ok(Served::More)
+    }
+
+    /// A driver that switched to write-through asks for no flush any more: what it wrote before is flushed now.
+    fn look_at_cache_mode(&mut self) {
+        let now = self.shared.writes_through(self.session.features);
+        let before = std::mem::replace(&mut self.write_through, now);
+        if now
+            && !before
+            && let Err(error) = self.flush()
+        {
+            self.metrics().flush_failures.inc();
+            self.host_failed("flush", 0, &error);
+        }
+    }
+
+    /// Puts the popped chain back if a rate limit holds it.
+    fn throttle(&mut self) -> Option<Served> {
+        if !self.shared.limits.is_on() {
+            return None;
+        }
+        // What is left of the chain beside header and status is data, one way or the other.
+        let out = u64::from(self.chain.readable_bytes()).saturating_sub(HEADER_BYTES as u64);
+        let bytes = out.max(u64::from(self.chain.writable_bytes()).saturating_sub(1));
+        let wait = self.shared.limits.consume(bytes).err()?;
+        self.ring.undo_pop();
+        self.metrics().throttled.inc();
+        Some(Served::After(wait))
+    }
+
+    /// Serves the popped chain; returns the bytes moved.
+    fn one<'m>(&mut self, ram: &'m Ram, slices: &mut Vec<VolatileSlice<'m>>) -> Result<u64, RingError> {
+        slices.clear();
+        resolve(ram, self.chain.readable(), slices)?;
+        let readable = slices.len();
+        resolve(ram, self.chain.writable(), slices)?;
+        let (readable, writable) = slices.split_at_mut(readable);
+        let head = self.chain.head();
+        let sectors = self.backing().sectors;
+        let rules = self.shared.rules(self.session.features, sectors);
+        let Some((request, reply)) = parse(head, readable, writable, &rules) else {
+            return Err(RingError::NoAnswer { head });
+        };
+        let (outcome, moved) = match request {
+            Ok(request) => self.execute(request),
+            Err(refusal) => (Err(self.refuse(&refusal)), 0),
+        };
+        let (status, data_bytes) = match outcome {
+            Ok(data_bytes) => (Status::Ok, data_bytes),
+            Err(status) => (status, 0),
+        };
+        reply.finish(&mut self.ring, ram, status, data_bytes)?;
+        Ok(moved)
+    }
+
+    /// Carries out `request`; the outcome and the bytes moved.
+    fn execute(&mut self, request: Request) -> (Outcome, u64) {
+        match request {
+            Request::In { offset, data, len } => {
+                let result = transfer(&mut *self.backing().backend, Direction::In, offset, data);
+                (self.was_read(offset, len, result), u64::from(len))
+            }
+            Request::Out { offset, data, len } => {
+                let result = transfer(&mut *self.backing().backend, Direction::Out, offset, data);
+                (self.was_written(offset, len, result), u64::from(len))
+            }
+            Request::Erase { ranges } => (self.erase(&ranges), 0),
+            Request::Flush => {
+                let result = self.flush();
+                (self.was_flushed(result), 0)
+            }
+            Request::GetId { into } => {
+                let n = copy_in(into, 0, &self.shared.id);
+                (Ok(u32::try_from(n).expect("an identity is 20 bytes")), 0)
+            }
+        }
+    }
+
+    fn was_read(&mut self, offset: u64, len: u32, result: io::Result<()>) -> Outcome {
+        if let Err(error) = result {
+            self.metrics().read_failures.inc();
+            return Err(self.host_failed("read", offset, &error));
+        }
+        self.metrics().read_count.inc();
+        self.metrics().read_bytes.add(len.into());
+        Ok(len)
+    }
+
+    fn was_written(&mut self, offset: u64, len: u32, mut result: io::Result<()>) -> Outcome {
+        if result.is_ok() && self.shared.writes_through(self.session.features) {
+            // A driver that can't flush, or chose not to, assumes that a completed write is stable (virtio 1.2 §5.2.6.2).
+            result = self.backing().backend.flush();
+        }
+        if let Err(error) = result {
+            self.metrics().write_failures.inc();
+            return Err(self.host_failed("write", offset, &error));
+        }
+        self.metrics().write_count.inc();
+        self.metrics().write_bytes.add(len.into());
+        Ok(0)
+    }
+
+    fn was_flushed(&mut self, result: io::Result<()>) -> Outcome {
+        if let Err(error) = result {
+            self.metrics().flush_failures.inc();
+            return Err(self.host_failed("flush", 0, &error));
+        }
+        self.metrics().flush_count.inc();
+        Ok(0)
+    }
+
+    /// Puts on stable storage what this queue or another has completed, whichever backing it went to.
+    fn flush(&mut self) -> io::Result<()> {
+        let shared = Arc::clone(&self.shared);
+        let backing = self.backing();
+        shared.backings.flush_older(backing.generation)?;
+        backing.backend.flush()
+    }
+
+    /// Erases `ranges` in turn, up to the first that fails.
+    fn erase(&mut self, ranges: &[erase::Range]) -> Outcome {
+        let write_through = self.shared.writes_through(self.session.features);
+        for &erase::Range { offset, len, how } in ranges {
+            let backend = &mut self.backing().backend;
+            let mut result = backend.erase(offset, len, how);
+            if result.is_ok() && how != Erasure::Discard && write_through {
+                result = backend.flush().and(result);
+            }
+            match result {
+                Ok(written) => self.shared.limits.charge_bytes(written),
+                Err(error) => {
+                    self.metrics().erase_failures.inc();
+                    return Err(self.host_failed("erasing", offset, &error));
+                }
+            }
+            self.metrics().erase_bytes.add(len);
+        }
+        self.metrics().erase_count.inc();
+        Ok(0)
+    }
+
+    fn host_failed(&self, op: &str, offset: u64, error: &io::Error) -> Status {
+        if let Some(muted) = self.shared.may_log() {
+            let name = &self.shared.name;
+            log::error!("{name}: {op} at byte {offset} failed: {error} ({muted} lines left out before)");
+        }
+        Status::IoErr
+    }
+
+    fn refuse(&self, refusal: &Refusal) -> Status {
+        self.metrics().refused.inc();
+        if let Some(muted) = self.shared.may_log() {
+            let name = &self.shared.name;
+            log::warn!("{name}: request refused: {refusal} ({muted} lines left out before)");
+        }
+        refusal.status()
+    }
+
+    /// Raises the interrupt if the driver wants it.
+    fn tell(&mut self) -> Result<(), RingError> {
+        if self.ring.wants_interrupt(&self.session.ram)? {
+            self.session.interrupt.queue(self.index);
+            self.metrics().interrupts.inc();
+        }
+        Ok(())
+    }
+}
+
+impl Part for Lane {
+    fn serve(&mut self) -> Served {
+        if self.session.broken.load(Ordering::Acquire) {
+            return Served::Broken;
+        }
+        self.metrics().queue_events.inc();
+        let result = self.batch();
+        // What was finished before the driver broke the rules is still worth telling.
+        let told = self.tell();
+        match result.and_then(|served| told.map(|()| served)) {
+            Ok(served) => served,
+            Err(error) => {
+                // Once for all queues.
+                if !self.session.broken.swap(true, Ordering::AcqRel) {
+                    self.metrics().broken.inc();
+                    if let Some(muted) = self.shared.may_log() {
+                        let (name, index) = (&self.shared.name, self.index);
+                        log::warn!(
+                            "{name}: the driver broke queue {index}: {error} ({muted} lines left out before)"
+                        );
+                    }
+                    self.session.interrupt.needs_reset();
+                }
+                Served::Broken
+            }
+        }
+    }
+
+    fn end(self: Box<Self>) {
+        let Self { index, shared, mut backing, .. } = *self;
+        // A flush to come would not know of what this queue wrote to a backing that is no more the newest.
+        if let Some(backing) = &mut backing
+            && shared.backings.is_behind(backing.generation)
+            && let Err(error) = shared.backings.flush_left(&mut *backing.backend)
+        {
+            log::error!("{}: flush of the replaced backing failed: {error}", shared.name);
+        }
+        shared.backings.leave(index.into());
+    }
+}

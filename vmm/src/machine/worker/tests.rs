@@ -1,0 +1,257 @@
+//! Orders, kicks and ends of a device's threads.
+
+use super::*;
+use devices::virtio::{ConfigSpace, DeviceKind, Granted, StartFailed};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+struct Counter {
+    served: Arc<AtomicUsize>,
+    answers: Vec<Served>,
+    config: Arc<ConfigSpace>,
+}
+
+impl Idle for Counter {
+    fn kind(&self) -> DeviceKind {
+        DeviceKind::Entropy
+    }
+    fn offered(&self) -> u64 {
+        0
+    }
+    fn queue_sizes_max(&self) -> &[u16] {
+        &[16]
+    }
+    fn config(&self) -> &Arc<ConfigSpace> {
+        &self.config
+    }
+    fn start(self: Box<Self>, _: Granted) -> Result<Box<dyn Running>, StartFailed> {
+        Ok(self)
+    }
+}
+
+impl Running for Counter {
+    fn serve(&mut self, _queue: u16) -> Served {
+        self.served.fetch_add(1, Ordering::SeqCst);
+        self.answers.pop().unwrap_or(Served::Drained)
+    }
+    fn stop(self: Box<Self>) -> Box<dyn Idle> {
+        self
+    }
+}
+
+fn counter(answers: &[Served]) -> (Box<Counter>, Arc<AtomicUsize>) {
+    let served = Arc::new(AtomicUsize::new(0));
+    let config = ConfigSpace::new(vec![]);
+    (Box::new(Counter { served: Arc::clone(&served), answers: answers.to_vec(), config }), served)
+}
+
+fn wait_for(served: &AtomicUsize, n: usize) {
+    let end = Instant::now() + Duration::from_secs(10);
+    while served.load(Ordering::SeqCst) < n {
+        assert!(Instant::now() < end, "served {} times, not {n}", served.load(Ordering::SeqCst));
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+#[test]
+fn a_queue_is_served_at_the_start_at_each_kick_and_again_while_there_is_more() {
+    let worker = Worker::start("test", 1, Seccomp::Off, Arc::new(|_| ())).unwrap();
+    let mut owner = worker.handle().clone();
+    let (device, served) = counter(&[Served::After(Duration::from_millis(2)), Served::More]);
+    owner.run(device, &[0]);
+    wait_for(&served, 3);
+    owner.kick(0);
+    wait_for(&served, 4);
+    assert!(owner.halt().is_some());
+    assert!(owner.halt().is_none());
+}
+
+#[test]
+fn a_paused_device_serves_nothing_and_forgets_no_kick() {
+    let worker = Worker::start("test", 1, Seccomp::Off, Arc::new(|_| ())).unwrap();
+    let mut owner = worker.handle().clone();
+    let (device, served) = counter(&[]);
+    owner.run(device, &[0]);
+    wait_for(&served, 1);
+    owner.pause();
+    owner.kick(0);
+    std::thread::sleep(Duration::from_millis(20));
+    assert_eq!(served.load(Ordering::SeqCst), 1);
+    owner.resume();
+    wait_for(&served, 2);
+}
+
+#[test]
+fn dropping_the_worker_ends_its_thread_and_a_late_order_is_answered() {
+    let worker = Worker::start("test", 1, Seccomp::Off, Arc::new(|_| ())).unwrap();
+    let mut owner = worker.handle().clone();
+    drop(worker);
+    assert!(owner.halt().is_none());
+    owner.pause();
+}
+
+/// A device of several queues that divides; each batch notes its queue and the thread that served it.
+struct Divisible {
+    batches: Batches,
+    /// What this one serves; the whole device serves what was not split off.
+    queues: Vec<u16>,
+    config: Arc<ConfigSpace>,
+}
+
+type Batches = Arc<std::sync::Mutex<Vec<(u16, String)>>>;
+
+impl Divisible {
+    fn new(queues: u16) -> (Box<Self>, Batches) {
+        let batches = Batches::default();
+        let queues = (0..queues).collect();
+        (Box::new(Self { batches: Arc::clone(&batches), queues, config: ConfigSpace::new(vec![]) }), batches)
+    }
+
+    fn note(&self, queue: u16) -> Served {
+        if self.queues.contains(&queue) {
+            let name = std::thread::current().name().unwrap_or_default().to_owned();
+            self.batches.lock().unwrap().push((queue, name));
+        }
+        Served::Drained
+    }
+}
+
+impl Idle for Divisible {
+    fn kind(&self) -> DeviceKind {
+        DeviceKind::Block
+    }
+    fn offered(&self) -> u64 {
+        0
+    }
+    fn queue_sizes_max(&self) -> &[u16] {
+        &[16; 3]
+    }
+    fn config(&self) -> &Arc<ConfigSpace> {
+        &self.config
+    }
+    fn start(self: Box<Self>, _: Granted) -> Result<Box<dyn Running>, StartFailed> {
+        Ok(self)
+    }
+}
+
+impl Running for Divisible {
+    fn serve(&mut self, queue: u16) -> Served {
+        self.note(queue)
+    }
+    fn divides(&self) -> bool {
+        true
+    }
+    fn split_off(&mut self, queue: u16) -> Option<Box<dyn Part>> {
+        let at = self.queues.iter().position(|other| *other == queue)?;
+        let queues = vec![self.queues.swap_remove(at)];
+        let batches = Arc::clone(&self.batches);
+        Some(Box::new(Self { batches, queues, config: Arc::clone(&self.config) }))
+    }
+    fn stop(mut self: Box<Self>) -> Box<dyn Idle> {
+        self.queues = (0..3).collect();
+        self
+    }
+}
+
+impl Part for Divisible {
+    fn serve(&mut self) -> Served {
+        self.note(self.queues[0])
+    }
+    fn end(self: Box<Self>) {
+        self.batches.lock().unwrap().push((self.queues[0], "ended".into()));
+    }
+}
+
+/// Waits until `done` says so of what was noted.
+fn wait_until(batches: &Batches, done: impl Fn(&[(u16, String)]) -> bool) {
+    let end = Instant::now() + Duration::from_secs(10);
+    loop {
+        let noted = batches.lock().unwrap().clone();
+        if done(&noted) {
+            return;
+        }
+        assert!(Instant::now() < end, "{noted:?}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+fn noted(queue: u16, what: &str) -> (u16, String) {
+    (queue, what.to_owned())
+}
+
+/// Threads of this process whose names begin with `name`.
+fn threads(name: &str) -> usize {
+    let tasks = std::fs::read_dir("/proc/self/task").unwrap();
+    let names = tasks.filter_map(|task| std::fs::read_to_string(task.unwrap().path().join("comm")).ok());
+    names.filter(|comm| comm.starts_with(name)).count()
+}
+
+#[test]
+fn a_device_that_divides_gets_a_thread_for_each_queue_that_is_used_and_keeps_it() {
+    let worker = Worker::start("many", 3, Seccomp::Off, Arc::new(|_| ())).unwrap();
+    let mut owner = worker.handle().clone();
+    let (device, batches) = Divisible::new(3);
+    let mut device: Box<dyn Running> = device;
+    let mut most = 0;
+    for queues in [&[0u16][..], &[0, 2], &[0, 1, 2], &[0]] {
+        batches.lock().unwrap().clear();
+        owner.run(device, queues);
+        // Served once unasked, then at each kick, by its own thread alone.
+        let thread = |queue: u16| if queue == 0 { "many".to_owned() } else { format!("many.{queue}") };
+        wait_until(&batches, |noted| queues.iter().all(|queue| noted.contains(&(*queue, thread(*queue)))));
+        for queue in queues {
+            batches.lock().unwrap().clear();
+            owner.kick(*queue);
+            wait_until(&batches, |noted| noted.contains(&(*queue, thread(*queue))));
+        }
+        let noted = batches.lock().unwrap().clone();
+        assert!(noted.iter().all(|(queue, by)| *by == thread(*queue)), "{noted:?}");
+        let Ok(again) = owner.halt().unwrap().start(nothing_granted()) else { panic!() };
+        device = again;
+        let noted = batches.lock().unwrap().clone();
+        let ended = noted.iter().filter(|(_, what)| what == "ended").count();
+        assert_eq!(ended, queues.len() - 1, "when the device is given back, its parts have ended");
+        // A queue that no driver used so far costs none; a thread that is there stays.
+        most = most.max(queues.len());
+        assert_eq!(threads("many"), most);
+    }
+    assert_eq!(threads("many"), 3);
+    drop(worker);
+    assert_eq!(threads("many"), 0);
+}
+
+#[test]
+fn a_pause_holds_all_threads_of_a_device() {
+    let worker = Worker::start("held", 3, Seccomp::Off, Arc::new(|_| ())).unwrap();
+    let mut owner = worker.handle().clone();
+    let (device, batches) = Divisible::new(3);
+    owner.run(device, &[0, 1, 2]);
+    wait_until(&batches, |noted| noted.len() >= 3);
+    owner.pause();
+    batches.lock().unwrap().clear();
+    owner.kick_all();
+    std::thread::sleep(Duration::from_millis(20));
+    assert_eq!(*batches.lock().unwrap(), []);
+    owner.resume();
+    wait_until(&batches, |all| {
+        all.contains(&noted(0, "held"))
+            && all.contains(&noted(1, "held.1"))
+            && all.contains(&noted(2, "held.2"))
+    });
+    assert!(owner.halt().is_some());
+}
+
+fn nothing_granted() -> Granted {
+    struct Silent;
+    impl devices::irq::Interrupt for Silent {
+        fn queue(&self, _: u16) {}
+        fn config(&self) {}
+        fn needs_reset(&self) {}
+    }
+    Granted {
+        ram: devices::testing::ram::flat(4096),
+        features: 0,
+        queues: vec![],
+        interrupt: Arc::new(Silent),
+    }
+}
