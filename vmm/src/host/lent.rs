@@ -6,9 +6,9 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{OwnedFd, RawFd};
 
-use crate::sandbox::descriptors::{copy, inherited};
+use crate::sandbox::descriptors::inherited;
 
 /// What a request says where it could say a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,8 +62,7 @@ impl Received {
                 let why =
                     || format!("{name}: this request brought {count} descriptors, each to be used once");
                 let fd = taken.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, why()))?;
-                // As a descriptor of ours: it came as one that an inherited one can't be told from.
-                Ok(Some(copy(fd.as_raw_fd())?.into()))
+                Ok(Some(fd.into()))
             }
         }
     }
@@ -71,6 +70,8 @@ impl Received {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsRawFd;
+
     use super::*;
 
     #[test]
@@ -105,7 +106,7 @@ mod tests {
     fn a_descriptor_that_this_process_opened_itself_was_not_inherited() {
         // Of an image, say, which its number would give to a second drive past the first one's lock.
         let file = tempfile::tempfile().unwrap();
-        let mut received = Received::from(vec![nix::unistd::dup(&file).unwrap()]);
+        let mut received = Received::from(vec![file.try_clone().unwrap().into()]);
         let taken = received.open("received:0").unwrap().unwrap();
         for own in [file, taken] {
             let error = received.open(&format!("fd:{}", own.as_raw_fd())).unwrap_err();

@@ -1,14 +1,14 @@
 //! Which descriptors a process has: those that its maker named or another process hands over, and no others.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, FromRawFd, OwnedFd, RawFd};
 
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 use nix::sys::stat::Mode;
 use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout};
-use vmm_sys_util::sock_ctrl_msg::ScmSocket;
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, recvmsg};
 
 /// Standard input, output and error, which are not strays.
 const STANDARD: RawFd = 3;
@@ -164,25 +164,75 @@ pub fn copy(fd: RawFd) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(own) })
 }
 
-/// A socket of any library's.
-struct Socket(RawFd);
-
-impl ScmSocket for Socket {
-    fn socket_fd(&self) -> RawFd {
-        self.0
-    }
-}
-
-/// Takes what has come on the socket `from`: bytes into `into`, and open files, [`RECEIVED_MAX`] at most.
+/// Takes what has come on the socket `from`: bytes into `into`, and open files, [`RECEIVED_MAX`] at most. Those are closed by
+/// `execve` from the moment they are here, so that none is ever taken for an [inherited] one.
 ///
 /// # Errors
 /// ENOBUFS if more files came at once; all are closed then. Else what recvmsg(2) says.
-pub fn receive(from: &impl AsRawFd, into: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
-    let mut bytes = [libc::iovec { iov_base: into.as_mut_ptr().cast(), iov_len: into.len() }];
-    let mut descriptors = [-1; RECEIVED_MAX];
-    // SAFETY: the one iovec describes `into`, which is borrowed for writing as long as the call takes.
-    let (len, count) = unsafe { Socket(from.as_raw_fd()).recv_with_fds(&mut bytes, &mut descriptors) }?;
-    // SAFETY: the kernel has just made these for this process, and nobody else has seen their numbers.
-    let own = |fd: &RawFd| unsafe { OwnedFd::from_raw_fd(*fd) };
-    Ok((len, descriptors[..count].iter().map(own).collect()))
+pub fn receive(from: impl AsFd, into: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(RECEIVED_MAX))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let got = recvmsg(from, &mut [IoSliceMut::new(into)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
+    let mut files = Vec::new();
+    for message in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(new) = message {
+            files.extend(new);
+        }
+    }
+    // What did not fit the kernel has closed itself; there is room for one more where nothing has to be aligned.
+    if got.flags.contains(ReturnFlags::CTRUNC) || files.len() > RECEIVED_MAX {
+        return Err(io::Error::from_raw_os_error(libc::ENOBUFS));
+    }
+    Ok((got.bytes, files))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::os::fd::AsRawFd;
+    use std::os::unix::net::UnixStream;
+
+    use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+
+    use super::*;
+
+    fn send(to: &UnixStream, files: &[RawFd]) {
+        let bytes = [io::IoSlice::new(b"x")];
+        let rights = [ControlMessage::ScmRights(files)];
+        sendmsg::<()>(to.as_raw_fd(), &bytes, &rights, MsgFlags::empty(), None).unwrap();
+    }
+
+    #[test]
+    fn what_is_received_is_closed_by_execve_and_no_inherited_descriptor() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let file = tempfile::tempfile().unwrap();
+        send(&theirs, &[file.as_raw_fd(); 2]);
+        let mut bytes = [0; 8];
+        let (len, files) = receive(&ours, &mut bytes).unwrap();
+        assert_eq!((&bytes[..len], files.len()), (&b"x"[..], 2));
+        for file in files {
+            let flags = fcntl(&file, FcntlArg::F_GETFD).unwrap();
+            assert_eq!(flags & libc::FD_CLOEXEC, libc::FD_CLOEXEC);
+            let error = inherited(file.as_raw_fd()).unwrap_err();
+            assert_eq!(error.raw_os_error(), Some(libc::EBADF));
+        }
+    }
+
+    #[test]
+    fn of_too_many_files_none_stays_open() {
+        for count in [RECEIVED_MAX + 1, RECEIVED_MAX + 2, 100] {
+            let (ours, theirs) = UnixStream::pair().unwrap();
+            let (mut end, held) = UnixStream::pair().unwrap();
+            send(&theirs, &vec![held.as_raw_fd(); count]);
+            drop(held);
+            let error = receive(&ours, &mut [0; 8]).unwrap_err();
+            assert_eq!(error.raw_os_error(), Some(libc::ENOBUFS), "{count}");
+            // The other end is closed once the last descriptor of it is.
+            end.set_read_timeout(Some(std::time::Duration::from_secs(10))).unwrap();
+            assert_eq!(end.read(&mut [0]).unwrap(), 0, "{count}");
+        }
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        send(&theirs, &[theirs.as_raw_fd(); RECEIVED_MAX]);
+        assert_eq!(receive(&ours, &mut [0; 8]).unwrap().1.len(), RECEIVED_MAX);
+    }
 }
