@@ -44,19 +44,25 @@ pub(super) struct Exchange {
     pub(super) received: RefCell<Vec<OwnedFd>>,
     /// When the request that is arriving has to be there.
     due: Cell<Instant>,
+    /// When the last answer was on its way, or the connection began.
+    quiet_since: Cell<Instant>,
+    /// Its last answer has no end yet.
+    pub(super) streams: Cell<bool>,
     /// Why the connection has to end, if that has to be said to the client.
     pub(super) fault: RefCell<Option<String>>,
 }
 
 impl Exchange {
     pub(super) fn new(stream: UnixStream) -> Rc<Self> {
-        let due = Cell::new(Instant::now());
+        let now = Instant::now();
         Rc::new(Self {
             stream,
             phase: Cell::new(Phase::Idle),
             unread: Cell::new(false),
             received: RefCell::default(),
-            due,
+            due: Cell::new(now),
+            quiet_since: Cell::new(now),
+            streams: Cell::new(false),
             fault: RefCell::new(None),
         })
     }
@@ -65,6 +71,18 @@ impl Exchange {
     pub(super) fn begin(&self, limit: Duration) {
         self.phase.set(Phase::Receiving);
         self.due.set(Instant::now() + limit);
+    }
+
+    /// Since when it waits for a request that has not begun; `None` if something is under way.
+    pub(super) fn idle_since(&self) -> Option<Instant> {
+        let idle = self.phase.get() == Phase::Idle && !self.streams.get();
+        idle.then(|| self.quiet_since.get())
+    }
+
+    /// Ends it for both sides: who reads finds the end of what was sent before.
+    pub(super) fn hang_up(&self) {
+        // The client may have done so itself, which is as good.
+        let _ = shutdown(self.stream.as_raw_fd(), Shutdown::Both);
     }
 
     /// Ready once the client has ended the connection, or its half of it, whatever it has said before that.
@@ -272,6 +290,7 @@ impl Write for Link {
         // Called once everything is written: a socket has nothing to flush.
         if self.exchange.phase.get() == Phase::Sending {
             self.exchange.phase.set(Phase::Idle);
+            self.exchange.quiet_since.set(Instant::now());
         }
         Poll::Ready(Ok(()))
     }

@@ -5,7 +5,7 @@
 //! can't parse, and what exceeds a limit, is a *framing error*: it is answered with status 400 and an `error`, and the
 //! connection ends, because nobody can tell where the next request would begin.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
 use std::io;
 use std::os::fd::OwnedFd;
@@ -48,8 +48,10 @@ const STACK_LEN: usize = 512 * 1024;
 pub struct Limits {
     /// Largest body of a request, in bytes.
     pub body_len_max: usize,
-    /// Connections at the same time; one more is turned away.
+    /// Connections at the same time; one more is turned away, unless another has been idle for too long.
     pub connections_max: usize,
+    /// Time for which a connection that waits for a request is left alone while others want its place.
+    pub idle_timeout: Duration,
     /// Time from the first byte of a request to its last; if the first came along with the request before, from when its
     /// head is there.
     pub request_timeout: Duration,
@@ -62,6 +64,7 @@ impl Default for Limits {
         Self {
             body_len_max: BODY_LEN_MAX_DEFAULT,
             connections_max: 10,
+            idle_timeout: Duration::from_secs(1),
             request_timeout: Duration::from_secs(10),
             stall_timeout: Duration::from_secs(10),
         }
@@ -172,6 +175,8 @@ impl Drop for Busy<'_> {
 struct Server {
     services: Services,
     connections: Cell<usize>,
+    /// Those that have not ended.
+    exchanges: RefCell<Vec<Rc<Exchange>>>,
     /// Requests that are being answered.
     busy: Cell<usize>,
     streams: Rc<Cell<usize>>,
@@ -179,7 +184,13 @@ struct Server {
 
 impl Server {
     fn new(services: Services) -> Rc<Self> {
-        Rc::new(Self { services, connections: Cell::new(0), busy: Cell::new(0), streams: Rc::default() })
+        Rc::new(Self {
+            services,
+            connections: Cell::new(0),
+            exchanges: RefCell::default(),
+            busy: Cell::new(0),
+            streams: Rc::default(),
+        })
     }
 
     async fn run(self: Rc<Self>, listener: UnixListener, mut stopped: oneshot::Receiver<Duration>) {
@@ -190,7 +201,14 @@ impl Server {
             });
             match accepted.await {
                 Ok(Ok((stream, _))) => {
+                    if let Some(why) = self.stranger(&stream) {
+                        self.turn_away(&stream, StatusCode::FORBIDDEN, &why);
+                        continue;
+                    }
                     if self.is_full() {
+                        self.reap().await;
+                    }
+                    if self.is_full() && self.end_longest_idle() {
                         self.reap().await;
                     }
                     self.accept(stream);
@@ -225,30 +243,41 @@ impl Server {
         tokio::task::yield_now().await; // those that were woken run before this
     }
 
-    /// Why a connection is turned away, if it is.
-    fn turns_away(&self, stream: &UnixStream) -> Option<(StatusCode, String)> {
+    /// Ends the connection that has waited for a request the longest, if that is too long: whoever opens all the connections
+    /// that there may be, and says nothing, keeps nobody out. Whether there was one.
+    fn end_longest_idle(&self) -> bool {
+        let exchanges = self.exchanges.borrow();
+        let idle = exchanges.iter().filter_map(|exchange| Some((exchange.idle_since()?, exchange)));
+        let longest = idle.min_by_key(|(since, _)| *since);
+        let too_long = longest.filter(|(since, _)| since.elapsed() >= self.services.limits.idle_timeout);
+        let Some((since, exchange)) = too_long else { return false };
+        log::info!("The API's longest idle connection ({} ms) makes room.", since.elapsed().as_millis());
+        exchange.hang_up();
+        true
+    }
+
+    /// Why a client may not use this API, if it may not.
+    fn stranger(&self, stream: &UnixStream) -> Option<String> {
         let allowed = &self.services.peer_uids;
-        if !allowed.is_empty() {
-            // By the kernel's word, at the time of connect(2).
-            let uid = stream.peer_cred().map(|peer| peer.uid());
-            match uid {
-                Ok(uid) if allowed.contains(&uid) => {}
-                Ok(uid) => {
-                    return Some((StatusCode::FORBIDDEN, format!("User {uid} may not use this API")));
-                }
-                Err(error) => {
-                    return Some((StatusCode::FORBIDDEN, format!("Nobody knows who you are: {error}")));
-                }
-            }
+        if allowed.is_empty() {
+            return None;
         }
-        self.is_full().then(|| (StatusCode::SERVICE_UNAVAILABLE, "Too many open connections".to_owned()))
+        // By the kernel's word, at the time of connect(2).
+        match stream.peer_cred().map(|peer| peer.uid()) {
+            Ok(uid) if allowed.contains(&uid) => None,
+            Ok(uid) => Some(format!("User {uid} may not use this API")),
+            Err(error) => Some(format!("Nobody knows who you are: {error}")),
+        }
+    }
+
+    fn turn_away(&self, stream: &UnixStream, status: StatusCode, why: &str) {
+        self.services.counters.server.connections_refused.inc();
+        let _ = stream.try_write(&error_page(status, why)); // a fresh socket has room
     }
 
     fn accept(self: &Rc<Self>, stream: UnixStream) {
-        if let Some((status, why)) = self.turns_away(&stream) {
-            self.services.counters.server.connections_refused.inc();
-            let _ = stream.try_write(&error_page(status, &why)); // a fresh socket has room
-            return;
+        if self.is_full() {
+            return self.turn_away(&stream, StatusCode::SERVICE_UNAVAILABLE, "Too many open connections");
         }
         self.connections.set(self.connections.get() + 1);
         let server = self.clone();
@@ -259,8 +288,14 @@ impl Server {
     }
 
     async fn serve(self: Rc<Self>, stream: UnixStream) {
-        let limits = self.services.limits;
         let exchange = Exchange::new(stream);
+        self.exchanges.borrow_mut().push(exchange.clone());
+        self.clone().serve_exchange(&exchange).await;
+        self.exchanges.borrow_mut().retain(|other| !Rc::ptr_eq(other, &exchange));
+    }
+
+    async fn serve_exchange(self: Rc<Self>, exchange: &Rc<Exchange>) {
+        let limits = self.services.limits;
         let deadlines = Deadlines { request: limits.request_timeout, stall: limits.stall_timeout };
         let link = Link::new(exchange.clone(), deadlines);
         let server = self.clone();
@@ -387,6 +422,7 @@ impl Server {
             Asked::Metrics => Reply::shows(ContentType::OpenMetrics, self.services.metrics.openmetrics()),
             Asked::OpenApi => Reply::shows(ContentType::Json, OPENAPI_DOCUMENT),
             Asked::Events { since } => {
+                exchange.streams.set(true);
                 let (events, streams) = (self.services.events.clone(), self.streams.clone());
                 return Replied::Events(EventStream::new(events, since, exchange.clone(), streams));
             }

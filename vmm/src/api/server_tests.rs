@@ -23,6 +23,7 @@ struct Rig {
 const TIGHT: Limits = Limits {
     body_len_max: BODY_LEN_MAX_DEFAULT,
     connections_max: 10,
+    idle_timeout: Duration::from_secs(60),
     request_timeout: Duration::from_millis(300),
     stall_timeout: Duration::from_millis(300),
 };
@@ -258,7 +259,7 @@ fn pipelined_requests_are_answered_in_order_on_one_connection() {
 
 #[test]
 fn the_eleventh_connection_is_turned_away_and_a_place_that_becomes_free_is_given_again() {
-    let rig = Rig::new();
+    let rig = Rig::with(Limits { idle_timeout: Duration::from_secs(60), ..Limits::default() });
     let mut clients: Vec<_> = (0..10).map(|_| BufReader::new(rig.connect())).collect();
     for client in &mut clients {
         client.get_mut().write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
@@ -280,6 +281,44 @@ fn the_eleventh_connection_is_turned_away_and_a_place_that_becomes_free_is_given
         }
         assert!(begin.elapsed() < Duration::from_secs(5));
     }
+}
+
+#[test]
+fn whoever_opens_every_connection_and_idles_keeps_nobody_out() {
+    let rig = Rig::with(Limits { idle_timeout: Duration::ZERO, ..Limits::default() });
+    let mut clients: Vec<_> = (0..10).map(|_| BufReader::new(rig.connect())).collect();
+    for client in clients.iter_mut().rev() {
+        client.get_mut().write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
+        answer(client);
+    }
+    // The last of them was answered first, so it has been idle the longest; then the one before.
+    for _ in 0..2 {
+        let mut owner = BufReader::new(rig.connect());
+        owner.get_mut().write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
+        assert!(answer(&mut owner).starts_with("HTTP/1.1 200"));
+        assert_eq!(to_the_end(clients.pop().unwrap().into_inner()), "");
+        clients.insert(0, owner);
+    }
+    for client in &mut clients {
+        client.get_mut().write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
+        assert!(answer(client).starts_with("HTTP/1.1 200"));
+    }
+    assert_eq!(rig.counters.server.connections_refused.get(), 0);
+}
+
+#[test]
+fn a_connection_with_something_under_way_makes_room_for_nobody() {
+    let rig = Rig::with(Limits { idle_timeout: Duration::ZERO, connections_max: 2, ..Limits::default() });
+    let stream = stream(&rig, "/events");
+    let mut slow = BufReader::new(rig.connect());
+    slow.get_mut().write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
+    answer(&mut slow);
+    slow.get_mut().write_all(b"GET / HT").unwrap();
+    let said = rig.ask("GET / HTTP/1.1\r\n\r\n");
+    assert!(said.starts_with("HTTP/1.1 503 "), "{said}");
+    slow.get_mut().write_all(b"TP/1.1\r\n\r\n").unwrap();
+    assert!(answer(&mut slow).starts_with("HTTP/1.1 200"));
+    drop(stream);
 }
 
 #[test]
