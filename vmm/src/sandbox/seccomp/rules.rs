@@ -92,6 +92,7 @@ const fn rare(call: i64, why: &'static str) -> Rule {
 
 const ALLOCATOR: &str = "the C library's allocator: as much as it has to give back or ask for";
 const SLOW_CLOCK: &str = "without a clock source that user space can read";
+const NEW_GLIBC: &str = "a build with glibc 2.42 or newer, which asks terminals for any speed";
 const PANIC: &str = "a panic of ours, which aborts the process";
 
 /// `KVMIO`, linux/kvm.h.
@@ -107,6 +108,8 @@ const KVM_GET_REGS: u32 = KVM | 0x81;
 const TUNSETOFFLOAD: u32 = TUN | 0xd0;
 const TCGETS: u32 = 0x5401;
 const TCSETS: u32 = 0x5402;
+const TCGETS2: u32 = 0x542a;
+const TCSETS2: u32 = 0x542b;
 const TIOCGPGRP: u32 = 0x540f;
 const FIONBIO: u32 = 0x5421;
 const BLKDISCARD: u32 = 0x1277;
@@ -238,6 +241,7 @@ const DRIVER: &[Rule] = &[
         arg: Arg::Ioctl(&[TCGETS, TCSETS]),
         rarely: Some("standard input that is a terminal, given back as it was"),
     },
+    Rule { call: libc::SYS_ioctl, arg: Arg::Ioctl(&[TCGETS2, TCSETS2]), rarely: Some(NEW_GLIBC) },
     rare(libc::SYS_getpgrp, "standard input that is a terminal"),
     rare(libc::SYS_getrandom, "the seed of a hash map"),
 ];
@@ -268,6 +272,7 @@ const START: &[Rule] = &[
         rarely: Some("an interface that is handed over as a descriptor"),
     },
     when(libc::SYS_ioctl, Arg::Ioctl(&[FIONBIO, TCGETS])),
+    Rule { call: libc::SYS_ioctl, arg: Arg::Ioctl(&[TCGETS2]), rarely: Some(NEW_GLIBC) },
     any(libc::SYS_read),
     any(libc::SYS_getpid),
     any(libc::SYS_rt_sigaction),

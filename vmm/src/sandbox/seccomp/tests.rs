@@ -53,3 +53,17 @@ fn what_runs_programs_or_reaches_other_processes_is_on_no_list() {
         assert!(!kind.rules().iter().any(|rule| never.contains(&rule.call)), "{kind:?}");
     }
 }
+
+#[test]
+fn terminals_are_asked_in_the_words_of_either_c_library() {
+    // TCGETS and TCGETS2 (glibc from 2.42 on); TCSETS and TCSETS2 in pairs as well.
+    for pair in [[0x5401, 0x542a], [0x5402, 0x542b]] {
+        for kind in [Kind::Process, Kind::Driver] {
+            let rules = kind.rules();
+            let allows = |request| {
+                rules.iter().any(|rule| matches!(rule.arg, Arg::Ioctl(values) if values.contains(&request)))
+            };
+            assert!(pair.iter().all(|request| allows(*request)), "{kind:?}: {pair:x?}");
+        }
+    }
+}
