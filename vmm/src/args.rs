@@ -40,7 +40,8 @@ Machine
       --enable-pci          Give the devices a PCI bus with MSI-X, instead of virtio-mmio
       --boot-timer          Log how long the guest took to start (it says so by writing 123 to a port)
       --on-reboot WHAT      What a guest's reboot does: exit (default) ends the process with status 0, reset starts the
-                            guest anew in the same process
+                            guest anew in the same process, whose driver thread then keeps the system calls that
+                            building a machine takes (seccomp, see README)
       --shutdown-timeout-ms MS
                             How long the guest may take to shut down after SIGTERM, before it is ended. Default: 30000
       --no-thp              Don't ask the host to back guest memory with transparent huge pages: slower start, less
