@@ -9,8 +9,9 @@
 //! jail to go removes them. Controllers that were enabled on the way stay enabled, since others may have come to use them.
 
 use std::fmt;
+use std::fs::{File, TryLockError};
 use std::io::{self, Read, Write};
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::thread;
@@ -18,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
-use nix::sys::stat::Mode;
+use nix::sys::stat::{FileStat, Mode};
 
 use super::dir::{Dir, PathError, is_plain};
 use super::tree::MADE_BY_A_JAILER;
@@ -28,6 +29,9 @@ pub use mounts::{Mount, mounts};
 
 /// How long the last process of a cgroup may take to leave it after its end, before the directory is left behind.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a cgroup may be in use when a jail is to have it: the one before may be ending just now.
+const ENDING: Duration = Duration::from_secs(1);
+const PAUSE: Duration = Duration::from_millis(5);
 /// How often others may remove a directory between our making it and our using it.
 const ATTEMPTS: usize = 100;
 /// Longest value of a file that is read back, in bytes.
@@ -189,6 +193,12 @@ pub enum CgroupError {
     /// A directory is refused.
     #[error(transparent)]
     Path(#[from] PathError),
+    /// Another jail has it: the same id under another base directory, say.
+    #[error(
+        "the cgroup {} is in use by another jail: accepted is an id, or a parent cgroup, that no other jail has, \
+         in whatever base directory it is", .0.display()
+    )]
+    InUse(PathBuf),
     /// Others kept removing the directories.
     #[error("{} was removed {ATTEMPTS} times while a cgroup was made in it", .0.display())]
     Unstable(PathBuf),
@@ -306,8 +316,10 @@ impl Branch {
     ) -> Result<Self, CgroupError> {
         for _ in 0..ATTEMPTS {
             let mut branch = Self { above: Vec::new(), leaf: Dir::open(&mount.path)? };
-            match branch.descend(host, version, path, settings) {
+            match branch.descend(host, version, path, settings).and_then(|()| branch.claim()) {
                 Ok(()) => return Ok(branch),
+                // It is not ours to remove, though nobody may be in it yet.
+                Err(error @ CgroupError::InUse(_)) => return Err(error),
                 // The last jail of this parent has just gone, and has taken it along.
                 Err(error) if error.is_vanished() => {}
                 Err(error) => {
@@ -347,8 +359,41 @@ impl Branch {
         Ok(())
     }
 
+    /// Takes the leaf for this jail alone. The lock (`flock`) is the janitor's, too, and goes when both have closed the
+    /// directory; should a janitor be killed, the process that is still in the cgroup holds it.
+    fn claim(&self) -> Result<(), CgroupError> {
+        let path = || self.leaf.path().to_owned();
+        let failed = |source| CgroupError::Read { path: path(), source };
+        let handle = File::from(self.leaf.as_fd().try_clone_to_owned().map_err(failed)?);
+        let deadline = Instant::now() + ENDING;
+        loop {
+            let locked = match handle.try_lock() {
+                Ok(()) => true,
+                Err(TryLockError::WouldBlock) => false,
+                Err(TryLockError::Error(source)) => return Err(failed(source)),
+            };
+            let (stat, found) = (self.leaf.stat()?, self.find_leaf()?);
+            if found.is_none_or(|found| (found.st_dev, found.st_ino) != (stat.st_dev, stat.st_ino)) {
+                return Err(failed(Errno::ENOENT.into()));
+            }
+            // What an administrator made may have others in it; that is their business.
+            let exclusive = stat.st_mode & MADE_BY_A_JAILER != 0;
+            if locked && !(exclusive && is_populated(&self.leaf)?) {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                return Err(CgroupError::InUse(path()));
+            }
+            thread::sleep(PAUSE);
+        }
+    }
+
+    /// What is in the leaf's place.
+    fn find_leaf(&self) -> Result<Option<FileStat>, PathError> {
+        self.above.last().map_or_else(|| self.leaf.stat().map(Some), |(above, name)| above.look(name))
+    }
+
     fn undo(&self, patience: Duration) {
-        const PAUSE: Duration = Duration::from_millis(5);
         let deadline = Instant::now() + patience;
         for (depth, (above, name)) in self.above.iter().enumerate().rev() {
             match above.look(name) {
@@ -411,6 +456,11 @@ fn enable(dir: &Dir, settings: &[&Setting]) -> Result<(), CgroupError> {
         missing.push(format!("+{controller}"));
     }
     if missing.is_empty() { Ok(()) } else { write(dir, "cgroup.subtree_control", &missing.join(" ")) }
+}
+
+/// Whether a process is in `dir`.
+fn is_populated(dir: &Dir) -> Result<bool, CgroupError> {
+    Ok(!read(dir, "cgroup.procs")?.trim().is_empty())
 }
 
 /// Gives a new `cpuset` the processors and memory nodes of the one above.

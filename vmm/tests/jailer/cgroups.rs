@@ -96,6 +96,26 @@ fn version_1_has_a_directory_per_hierarchy_and_leaves_none() {
 }
 
 #[test]
+fn a_jail_of_the_same_id_below_another_base_does_not_get_the_first_ones_cgroup() {
+    if !has_v1() {
+        return;
+    }
+    let parent = parent("twins");
+    let flags = ["--cgroup", "pids.max=77", "--parent-cgroup", &parent];
+    let mut first = Setup::new().with(&flags).start();
+    let group = v1("pids").unwrap().join(&parent).join("vm-1");
+    let (status, said) = Setup::new().with(&flags).fails();
+    assert_eq!(status, Some(1));
+    assert!(said.contains(&format!("the cgroup {} is in use by another jail", group.display())), "{said}");
+    assert_eq!(pids(&group), first.pid().to_string());
+    first.signal(Signal::SIGTERM);
+    assert_eq!(first.ends().code(), Some(0));
+    first.vanishes();
+    let second = Setup::new().with(&flags).start();
+    assert_eq!(pids(&group), second.pid().to_string());
+}
+
+#[test]
 fn version_2_is_one_directory_with_its_controllers_and_leaves_none() {
     if !has_v2() {
         return;

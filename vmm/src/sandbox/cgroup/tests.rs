@@ -230,3 +230,41 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_cgroup_that_another_jail_has_is_refused_and_left_alone() {
+    for (fake, version) in [(Fake::v2("memory"), Version::V2), (Fake::v1(), Version::V1)] {
+        let (setting, path) = match version {
+            Version::V1 => ("memory.limit_in_bytes=1", "memory/yun/vm-1"),
+            Version::V2 => ("memory.max=1", "yun/vm-1"),
+        };
+        let first = fake.make(version, "yun", &[setting]).unwrap();
+        // Nobody is in it yet; its jailer is about to join it.
+        let error = fake.make(version, "yun", &[setting]).unwrap_err();
+        assert!(matches!(error, CgroupError::InUse(_)), "{error}");
+        assert!(fake.dir.path().join(path).is_dir(), "it is the first jail's");
+        first.join(42).unwrap();
+        // Jailer and janitor are killed; the process is still there.
+        drop(first);
+        let error = fake.make(version, "yun", &[setting]).unwrap_err();
+        assert!(
+            error.to_string().contains("is in use by another jail: accepted is an id, or a parent"),
+            "{error}"
+        );
+        fs::write(fake.dir.path().join(path).join("cgroup.procs"), "").unwrap();
+        fake.make(version, "yun", &[setting]).unwrap();
+    }
+}
+
+#[test]
+fn a_cgroup_that_an_administrator_made_may_have_others_in_it() {
+    let fake = Fake::v2("memory");
+    let path = fake.dir.path().join("yun/vm-1");
+    for dir in [path.parent().unwrap(), &path] {
+        fs::create_dir(dir).unwrap();
+        fill(&Dir::open(dir).unwrap());
+    }
+    fs::write(fake.dir.path().join("yun/cgroup.controllers"), "memory").unwrap();
+    fs::write(path.join("cgroup.procs"), "42").unwrap();
+    fake.make(Version::V2, "yun", &["memory.max=1"]).unwrap();
+}
