@@ -42,7 +42,9 @@ fn failed<E: Into<io::Error>>(doing: &'static str) -> impl FnOnce(E) -> Namespac
 /// Moves this process into namespaces of its own, with `root` as its `/` and nothing else of the file system in reach.
 ///
 /// Of the mount namespaces above nothing comes in any more, and nothing goes out. The root is mounted without `nosuid`
-/// programs; device nodes work in it, whatever the mount below it says, for it has no others than those it was given.
+/// programs. Device nodes work in it, whatever the mount below it says: the VMM needs those that it was given, and a drive may
+/// be one that root put there. It can make none itself, whatever directory it owns: that takes CAP_MKNOD of the first user
+/// namespace, which no process in a jail has or can get.
 ///
 /// # Errors
 /// [`NamespaceError`]. The process may have been moved half way and must end.

@@ -11,9 +11,11 @@
 //!         ├ dev/{kvm,net/tun,urandom}
 //!         └ run/                 for the API's socket
 //! ```
-//! The directories of the root may be there before, with images of the user's in them. They are taken into custody first
-//! (owner: the jailer's user, mode 0700), so that nobody can swap anything in them meanwhile; only when everything is in
-//! its place they are given to the VMM's user. Exec file, nodes and pid file that are there already are replaced if they
+//! The directories may be there before, with images of the user's in them. They are taken into custody first (owner: the
+//! jailer's user, mode 0700), so that nobody can swap anything in them meanwhile. When everything is in its place they are
+//! opened to the VMM's group, and stay the jailer's: the VMM makes files in `/` and `/run`, and removes and renames there
+//! what is its own (sticky bit); what it did not make, such as its pid file, by which others may go, stays what it is. Nodes
+//! are added or replaced by nobody. What was there before gets its owner and mode back in the end. Exec file, nodes and pid file that are there already are replaced if they
 //! are exactly what an earlier jailer leaves (that kind of file, one name); anything else in their place is refused.
 //!
 //! [`Tree::undo`] removes what was made here, in reverse, and nothing else: a directory goes only if it was made here and
@@ -39,12 +41,18 @@ use crate::spec::InstanceId;
 const ROOT: &str = "root";
 /// Directories of the root, those that hold others first.
 const DIRS: [&str; 3] = ["root/run", "root/dev", "root/dev/net"];
+/// The one of them, and what is below it, in which the VMM makes nothing.
+const DEV: &str = "root/dev";
 /// Device nodes: path, and the numbers of the kernel's `admin-guide/devices.txt`.
 const DEVICES: [(&str, (u32, u32)); 3] =
     [("root/dev/kvm", (10, 232)), ("root/dev/net/tun", (10, 200)), ("root/dev/urandom", (1, 9))];
 
-/// Mode of the root and the directories in it.
+/// Mode of the root and the directories in it, while they are filled.
 const PRIVATE: u32 = 0o700;
+/// Mode of those in which the VMM makes files: it removes and renames its own, and no others.
+const SHARED: u32 = 0o1770;
+/// Mode of those in which it makes none.
+const SEALED: u32 = 0o750;
 /// Mode of the directories above the root, in which nobody but the jailer's user makes anything.
 const PASSABLE: u32 = 0o755;
 /// The sticky bit: on a directory above the root, and on a cgroup, that a jailer made it.
@@ -61,7 +69,7 @@ pub struct TreeSpec<'a> {
     pub exec_file: &'a ExecFile,
     /// The microVM's name.
     pub id: &'a InstanceId,
-    /// Whom the root is given to.
+    /// Who may make files in the root (the group) and has the device nodes (the user).
     pub owner: (Uid, Gid),
     /// The API's socket, as the VMM sees it.
     pub api_socket: &'a Path,
@@ -175,8 +183,8 @@ pub struct Tree {
     made: Vec<(PathBuf, Kind)>,
     /// The API's socket, below `jail`.
     socket: Option<PathBuf>,
-    /// Directories that were there before, as they were.
-    found: Vec<(Dir, FileStat)>,
+    /// Directories that were there before, below `jail` or that itself (an empty path), as they were.
+    found: Vec<(PathBuf, FileStat)>,
 }
 
 impl Tree {
@@ -189,10 +197,6 @@ impl Tree {
         match tree.fill(spec) {
             Ok(()) => Ok(tree),
             Err(error) => {
-                for (dir, stat) in &tree.found {
-                    let owner = (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid));
-                    let _ = dir.give_to(owner, stat.st_mode & 0o7777);
-                }
                 tree.undo(None);
                 Err(error)
             }
@@ -220,7 +224,7 @@ impl Tree {
                 let shared = open_or_make(&base, &exec_name)?;
                 check_trusted(&shared, &[us])?;
                 let jail = open_or_make(&shared, &id)?;
-                // A user's own directory is as good: its user can harm only its own VMM.
+                // A user's own directory is as good: its user can harm only its own VMM, until it is taken into custody.
                 check_trusted(&jail, &[us, spec.owner.0])?;
                 Ok((Lock::take(&jail)?, shared, jail))
             })();
@@ -264,6 +268,11 @@ impl Tree {
     fn fill(&mut self, spec: &TreeSpec<'_>) -> Result<(), TreeError> {
         let ours = (Uid::effective(), Gid::effective());
         let left = self.lock.before().made.clone();
+        let stat = self.jail.stat()?;
+        if stat.st_uid != ours.0.as_raw() {
+            self.found.push((PathBuf::new(), stat));
+            self.jail.give_to(ours, PASSABLE)?;
+        }
         let mut dirs = vec![PathBuf::from(ROOT)];
         dirs.extend(DIRS.map(PathBuf::from));
         // Before the first of them is made: a jailer that is killed here leaves no directory that nobody knows of.
@@ -279,7 +288,7 @@ impl Tree {
             let stat = dir.stat()?;
             dir.give_to(ours, PRIVATE)?;
             if !new {
-                self.found.push((dir, stat));
+                self.found.push((path.clone(), stat));
             }
         }
         self.copy_exec_file(spec.exec_file)?;
@@ -298,7 +307,8 @@ impl Tree {
             .map(|path| Path::new(ROOT).join(path));
         self.remove_sockets(before);
         for path in dirs.iter().rev() {
-            self.jail.dir(path)?.give_to(spec.owner, PRIVATE)?;
+            let mode = if path.starts_with(DEV) { SEALED } else { SHARED };
+            self.jail.dir(path)?.give_to((ours.0, spec.owner.1), mode)?;
         }
         Ok(())
     }
@@ -380,13 +390,22 @@ impl Tree {
     }
 
     /// Removes what was made, and what the VMM, whose pid is `vmm` if there was one, left of its socket. What can't be
-    /// removed, or is not empty, stays.
+    /// removed, or is not empty, stays. What was there before gets its owner and mode back.
     pub fn undo(&self, vmm: Option<i32>) {
         self.remove_sockets(vmm);
         for (path, kind) in self.made.iter().rev() {
             let _ = match kind {
                 Kind::Directory => self.jail.remove_dir(path),
                 kind => self.jail.remove(path, *kind),
+            };
+        }
+        // Those inside others first, while nobody else can rename them.
+        for (path, stat) in self.found.iter().rev() {
+            let owner = (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid));
+            let mode = stat.st_mode & 0o7777;
+            let _ = match path.as_os_str().is_empty() {
+                true => self.jail.give_to(owner, mode),
+                false => self.jail.dir(path).and_then(|dir| dir.give_to(owner, mode)),
             };
         }
         // While the lock is held nobody else gets in; who waits for it finds it gone, and makes another.

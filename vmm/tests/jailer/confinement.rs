@@ -2,14 +2,15 @@
 
 use std::fs;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::Path;
 use std::process::Command;
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::sys::signal::Signal;
 
-use super::common::{mode, say};
-use super::{GID, Jailed, Setup, UID, jailer, jails};
+use super::common::{eventually, say};
+use super::{GID, Jailed, Setup, UID, files, jailer, jails};
 
 /// A descriptor that a child inherits.
 fn inheritable() -> OwnedFd {
@@ -151,14 +152,71 @@ fn its_root_and_working_directory_are_the_jail_and_nothing_else_is_mounted() {
     let options = mount.split(' ').nth(5).unwrap();
     assert!(options.contains("nosuid") && !options.contains("nodev"), "{mount}");
     assert!(!mount.contains("shared:"), "{mount}");
-    for dir in ["", "run", "dev", "dev/net"] {
+    for (dir, expected) in [("", 0o1770), ("run", 0o1770), ("dev", 0o750), ("dev/net", 0o750)] {
         let metadata = fs::metadata(jailed.root.join(dir)).unwrap();
-        assert_eq!(
-            (metadata.uid(), metadata.gid(), mode(&jailed.root.join(dir))),
-            (UID, GID, 0o700),
-            "{dir}"
-        );
+        let found = (metadata.uid(), metadata.gid(), metadata.mode() & 0o7777);
+        assert_eq!(found, (0, GID, expected), "{dir}");
     }
+}
+
+/// Runs a line of shell in `dir` as the VMM's user and group, and says whether it worked.
+fn as_the_vmm(dir: &Path, line: &str) -> bool {
+    let (uid, gid) = (UID.to_string(), GID.to_string());
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid", &uid, "--regid", &gid, "--clear-groups", "sh", "-c", line]).current_dir(dir);
+    command.output().unwrap().status.success()
+}
+
+#[test]
+fn its_user_makes_files_and_replaces_nothing_that_the_jailer_made() {
+    if !jails() {
+        return;
+    }
+    let mut setup = Setup::new().with(&["--new-pid-ns"]);
+    fs::set_permissions(setup.base.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    // A directory of the user's own, with an image of somebody else's in its root.
+    let jail = setup.base.path().join("yun-vmm").join(&setup.id);
+    fs::create_dir_all(setup.root()).unwrap();
+    for dir in [&jail, &setup.root()] {
+        chown(dir, Some(UID), Some(GID)).unwrap();
+    }
+    fs::write(setup.root().join("kernel"), "shared").unwrap();
+    setup.arguments.extend(["--api-sock", "/api.socket"].map(Into::into));
+    let mut jailed = setup.launch();
+    jailed.find_vmm();
+    let root = jailed.root.clone();
+    eventually("the socket", || root.join("api.socket").exists().then_some(()));
+    for line in [
+        "mv run x",
+        "mv dev x",
+        "mv dev/net x",
+        "rmdir dev/net run",
+        "rm -f yun-vmm.pid",
+        "mv -f yun-vmm.pid x",
+        "rm -f yun-vmm",
+        "rm -f kernel",
+        "rm -f dev/kvm",
+        "mv dev/kvm x",
+        "touch dev/x",
+        "mkdir dev/net/x",
+        "ln -s / dev/x",
+        "mknod run/x c 1 9",
+        "mv ../root ../x",
+        "rm -f ../jail.lock",
+        "touch ../x",
+    ] {
+        assert!(!as_the_vmm(&root, line), "{line}");
+    }
+    for line in
+        ["touch v.sock && mv v.sock w.sock && rm w.sock", "touch run/x && rm run/x", ": <>dev/urandom"]
+    {
+        assert!(as_the_vmm(&root, line), "{line}");
+    }
+    jailed.signal(Signal::SIGKILL);
+    jailed.ends();
+    let given_back = |dir: &Path| fs::metadata(dir).is_ok_and(|metadata| metadata.uid() == UID);
+    eventually("the janitor", || (given_back(&jail) && given_back(&root)).then_some(()));
+    assert_eq!(files(&jail), [root.clone(), root.join("kernel")]);
 }
 
 #[test]

@@ -90,9 +90,9 @@ fn a_tree_has_what_firecrackers_has_and_goes_without_a_trace() {
     let mut tree = rig.make().unwrap();
     tree.write_pid_file(4321).unwrap();
     assert_eq!(fs::read_to_string(rig.root().join("vmm-under-test.pid")).unwrap(), "4321");
-    for dir in ["", "run", "dev", "dev/net"] {
+    for (dir, mode) in [("", 0o1770), ("run", 0o1770), ("dev", 0o750), ("dev/net", 0o750)] {
         let metadata = fs::metadata(rig.root().join(dir)).unwrap();
-        assert_eq!((metadata.uid(), metadata.gid(), metadata.mode() & 0o7777), (4711, 4712, 0o700), "{dir}");
+        assert_eq!((metadata.uid(), metadata.gid(), metadata.mode() & 0o7777), (0, 4712, mode), "{dir}");
     }
     for (path, numbers) in DEVICES {
         let metadata = fs::metadata(rig.jail().join(path)).unwrap();
