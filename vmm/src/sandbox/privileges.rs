@@ -101,7 +101,22 @@ impl Limits {
     }
 }
 
-/// Becomes `user`, without any other group, capability, or way to one. If `user_namespace` is the `/proc` outside, in a
+/// Leaves the session keyring (session-keyring(7)), in which whoever started this process may have keys of file systems,
+/// tickets and tokens: whoever inherits it possesses them. The new one is empty, nobody else's, and counts for the user who
+/// this process is: to be called while that is one without a quota.
+fn forget_keys() -> nix::Result<()> {
+    const JOIN_SESSION_KEYRING: libc::c_int = 1;
+    const NEW: *const libc::c_char = std::ptr::null();
+    // SAFETY: the call reads a name, if it is given one.
+    let result = unsafe { libc::syscall(libc::SYS_keyctl, JOIN_SESSION_KEYRING, NEW) };
+    match nix::errno::Errno::result(result) {
+        // A kernel without keys; or somebody has forbidden the call to us, and so to all that comes after us.
+        Err(nix::Error::ENOSYS | nix::Error::EPERM) => Ok(()),
+        other => other.map(drop),
+    }
+}
+
+/// Becomes `user`, without any other group, capability, key, or way to one. If `user_namespace` is the `/proc` outside, in a
 /// user namespace of its own.
 ///
 /// What the parent asked for in case it dies (`PR_SET_PDEATHSIG`) stays; the kernel would forget it with the user.
@@ -114,6 +129,7 @@ pub fn drop_to(user: User, user_namespace: Option<&OwnedFd>) -> Result<(), Privi
     let on_parent_death =
         nix::sys::prctl::get_pdeathsig().map_err(host("ask for the parent death signal"))?;
     let parent = nix::unistd::getppid();
+    forget_keys().map_err(host("make a new session keyring"))?;
     // First, while there is CAP_SETPCAP: what is not bounded could come back by executing something.
     caps::clear(None, CapSet::Ambient).map_err(capabilities("ambient"))?;
     caps::clear(None, CapSet::Bounding).map_err(capabilities("bounding"))?;

@@ -75,6 +75,37 @@ fn attack(target: &Target) {
     println!("{report}every_call_that_is_not_on_the_list: {how}\nend");
 }
 
+/// `KEYCTL_SEARCH` of keyctl(2).
+const KEYCTL_SEARCH: libc::c_int = 10;
+
+/// A key in the session keyring of whoever started the jailer. Searched for without any filter: what is tested is the jail.
+pub fn find_key() {
+    // SAFETY: the strings outlive the call.
+    let found = unsafe {
+        libc::syscall(libc::SYS_keyctl, KEYCTL_SEARCH, SESSION_KEYRING, c"user".as_ptr(), KEY.as_ptr(), 0)
+    };
+    let error = std::io::Error::last_os_error();
+    println!("{}", if found < 0 { format!("denied: {error}") } else { "ESCAPED".to_owned() });
+}
+
+/// What [`find_key`] looks for: gives this process a session keyring with that key in it.
+pub fn leave_key() {
+    const JOIN_SESSION_KEYRING: libc::c_int = 1;
+    // SAFETY: the call takes no name here.
+    let keyring = unsafe { libc::syscall(libc::SYS_keyctl, JOIN_SESSION_KEYRING, std::ptr::null::<u8>()) };
+    // SAFETY: the strings outlive the call, and the value is one byte long.
+    let key = unsafe {
+        libc::syscall(libc::SYS_add_key, c"user".as_ptr(), KEY.as_ptr(), c"x".as_ptr(), 1, SESSION_KEYRING)
+    };
+    if keyring < 0 || key < 0 {
+        eprintln!("skipped: this kernel has no keys: {}", std::io::Error::last_os_error());
+    }
+}
+
+/// `KEY_SPEC_SESSION_KEYRING`.
+const SESSION_KEYRING: libc::c_int = -3;
+const KEY: &std::ffi::CStr = c"yun-escape";
+
 /// A system call of 32-bit programs, with numbers of its own: `getpid` here is `mkdir` there. Does not return.
 pub fn int_80() {
     Seccomp::On.confine(Kind::Process).unwrap();

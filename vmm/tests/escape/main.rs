@@ -29,6 +29,7 @@ fn main() -> ExitCode {
     if let Some(at) = words.iter().position(|word| word == "--attack-as") {
         match (words[at + 1].as_str(), attacker::parse(&words[at + 1..])) {
             ("int80", _) => attacker::int_80(),
+            ("keys", _) => attacker::find_key(),
             (_, Some((kind, target))) => attacker::run(kind, target),
             (_, None) => eprintln!("what is to be attacked? {words:?}"),
         }
@@ -39,13 +40,15 @@ fn main() -> ExitCode {
         let required = std::env::var_os("YUN_REQUIRE_JAIL").is_some_and(|value| value == "1");
         return if required { ExitCode::FAILURE } else { ExitCode::SUCCESS };
     }
+    attacker::leave_key();
     let mut range = Range::new();
     let mut failed = 0;
     for kind in Kind::ALL {
         failed += usize::from(!range.holds(kind));
     }
     failed += usize::from(!range.ends_programs_of_32_bits());
-    println!("\n{} of {} attackers got somewhere", failed, Kind::ALL.len() + 1);
+    failed += usize::from(!range.keeps_the_operators_keys());
+    println!("\n{} of {} attackers got somewhere", failed, Kind::ALL.len() + 2);
     ExitCode::from(u8::from(failed > 0))
 }
 
@@ -157,6 +160,18 @@ impl Range {
             println!("  {}, {}", output.status, String::from_utf8_lossy(&output.stdout));
         }
         ended
+    }
+
+    /// Whether the keys of whoever starts the jailer stay theirs.
+    fn keeps_the_operators_keys(&mut self) -> bool {
+        let output = self.attack(&["--attack-as", "keys"]);
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        let kept = said.starts_with("denied: ");
+        println!("test keys ... {}", if kept { "ok" } else { "FAILED" });
+        if !kept {
+            println!("  {}, {said}{}", output.status, String::from_utf8_lossy(&output.stderr));
+        }
+        kept
     }
 }
 
