@@ -8,6 +8,7 @@
 
 use std::ffi::c_int;
 use std::io::Write;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -93,7 +94,11 @@ fn run(args: Args) -> Result<u8, Failure> {
         }
     }
     vmm::sandbox::harden::harden().map_err(host)?;
-    if !vmm::sandbox::landlock::restrict().map_err(|e| failure(FAILED, "Landlock: ")(&e))? {
+    // Its socket's file is all that it has to remove. A name without a directory is in the working directory.
+    let socket_dir = args.api_sock.iter().filter_map(|path| path.parent());
+    let socket_dir = socket_dir.map(|dir| if dir.as_os_str().is_empty() { Path::new(".") } else { dir });
+    let removable: Vec<_> = socket_dir.collect();
+    if !vmm::sandbox::landlock::restrict(&removable).map_err(|e| failure(FAILED, "Landlock: ")(&e))? {
         log::info!("this kernel has no Landlock");
     }
     // Before any thread: they inherit which signals are blocked, and the first filter.

@@ -9,6 +9,9 @@ use vmm::sandbox::seccomp::rules::Kind;
 pub struct Target {
     /// What the thread is.
     pub kind: Kind,
+    /// Whether the kernel has Landlock, without which the API's thread, which removes its socket, may remove any file that its
+    /// user may.
+    pub landlock: bool,
     /// A neighbour's process, as seen from outside.
     pub pid: i32,
     /// A file outside.
@@ -139,6 +142,8 @@ attacks! {
     the_hosts_devices = |_| open(c"/sys/devices", READ);
     the_hosts_processes = |_| open(c"/proc/1/environ", READ);
     its_own_program_changed = |_| open(c"/attacker", libc::O_WRONLY);
+    a_file_of_its_users_removed = |t| if t.landlock { call!(SYS_unlink, c"/users".as_ptr()) } else { -1 };
+    a_file_of_its_users_renamed = |t| if t.landlock { call!(SYS_rename, c"/users".as_ptr(), c"/x".as_ptr()) } else { -1 };
     another_root = |_| call!(SYS_chroot, c"/run".as_ptr());
     a_device_node = |_| call!(SYS_mknodat, libc::AT_FDCWD, c"/run/x".as_ptr(), libc::S_IFBLK | 0o600, 0x801);
     a_directory = |_| call!(SYS_mkdir, c"/run/x".as_ptr(), 0o700);
