@@ -43,6 +43,7 @@ fn failure(status: u8, context: &str) -> impl FnOnce(&dyn std::fmt::Display) -> 
 // SAFETY: no other symbol of this program has that name, and the C library calls it as it is declared here: it passes
 // arguments that the callee may leave alone, which std has already taken note of.
 #[cfg(not(test))]
+#[allow(unsafe_code)] // a name that the linker looks for; there is no other way to give it
 #[unsafe(no_mangle)]
 extern "C" fn main() -> c_int {
     c_int::from(start())

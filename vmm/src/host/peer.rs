@@ -1,12 +1,11 @@
 //! Who is at the other end of a Unix socket, by the kernel's word (unix(7)).
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsFd;
 
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 
-/// Groups of a process, at most (`NGROUPS_MAX`).
-const GROUPS_MAX: usize = 65_536;
+use crate::sandbox::privileges::peer_groups;
 
 /// A process at the time it connected.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,37 +31,8 @@ impl Peer {
             pid: credentials.pid(),
             uid: credentials.uid(),
             gid: credentials.gid(),
-            groups: groups(&socket)?,
+            groups: peer_groups(&socket)?,
         })
-    }
-}
-
-fn groups(socket: &impl AsFd) -> io::Result<Vec<u32>> {
-    let mut groups: Vec<libc::gid_t> = vec![0; 64];
-    loop {
-        let bytes = groups.len() * size_of::<libc::gid_t>();
-        let mut len = libc::socklen_t::try_from(bytes).map_err(io::Error::other)?;
-        // SAFETY: `groups` has `len` bytes, which the kernel writes no more than; both outlive the call.
-        let result = unsafe {
-            libc::getsockopt(
-                socket.as_fd().as_raw_fd(),
-                libc::SOL_SOCKET,
-                libc::SO_PEERGROUPS,
-                groups.as_mut_ptr().cast(),
-                &raw mut len,
-            )
-        };
-        let count = len as usize / size_of::<libc::gid_t>();
-        if result == 0 {
-            groups.truncate(count);
-            return Ok(groups);
-        }
-        let error = io::Error::last_os_error();
-        // The kernel says how much room it needs.
-        if error.raw_os_error() != Some(libc::ERANGE) || count <= groups.len() || count > GROUPS_MAX {
-            return Err(error);
-        }
-        groups.resize(count, 0);
     }
 }
 

@@ -9,32 +9,11 @@ use std::sync::Arc;
 use devices::mem::VolatileSlice;
 use devices::virtio::net::{FrameIo, Offloads};
 
+use crate::kvm::tun;
 use crate::mem::vectored;
 
 /// `struct virtio_net_hdr_mrg_rxbuf`, which is `virtio_net_hdr_v1`: what precedes each frame, in bytes.
 const VNET_HEADER: libc::c_int = 12;
-
-/// The ioctls of linux/if_tun.h.
-#[allow(missing_docs)] // the macros make the functions public, this module does not
-mod ioctls {
-    nix::ioctl_write_ptr_bad!(
-        tunsetiff,
-        nix::request_code_write!(b'T', 202, size_of::<libc::c_int>()),
-        libc::ifreq
-    );
-    nix::ioctl_read_bad!(
-        tungetiff,
-        nix::request_code_read!(b'T', 210, size_of::<libc::c_uint>()),
-        libc::ifreq
-    );
-    nix::ioctl_write_int_bad!(tunsetoffload, nix::request_code_write!(b'T', 208, size_of::<libc::c_uint>()));
-    nix::ioctl_write_ptr_bad!(
-        tunsetvnethdrsz,
-        nix::request_code_write!(b'T', 216, size_of::<libc::c_int>()),
-        libc::c_int
-    );
-}
-use ioctls::{tungetiff, tunsetiff, tunsetoffload, tunsetvnethdrsz};
 
 /// A TAP device with a vnet header, non-blocking. Clones share the descriptor.
 #[derive(Debug, Clone)]
@@ -66,13 +45,11 @@ impl Tap {
         let file =
             OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open("/dev/net/tun")?;
         let single = request(name, flags)?;
-        // SAFETY: TUNSETIFF reads the ifreq, which outlives the call.
-        let mut result = unsafe { tunsetiff(file.as_raw_fd(), &raw const single) };
+        let mut result = tun::set_interface(&file, &single);
         if result == Err(nix::Error::EINVAL) {
             // It was made for several queues; one of them will do.
             let multi = request(name, flags | libc::IFF_MULTI_QUEUE)?;
-            // SAFETY: as above.
-            result = unsafe { tunsetiff(file.as_raw_fd(), &raw const multi) };
+            result = tun::set_interface(&file, &multi);
         }
         result?;
         Self::prepare(file, Some(name))
@@ -83,12 +60,8 @@ impl Tap {
     /// # Errors
     /// If it is not a TAP device, or has no vnet header.
     pub fn of(file: File) -> io::Result<Self> {
-        let mut got = request("x", 0)?;
-        // SAFETY: TUNGETIFF fills the ifreq, which outlives the call; other files answer ENOTTY or EBADFD.
-        unsafe { tungetiff(file.as_raw_fd(), &raw mut got) }
+        let flags = tun::flags(&file)
             .map_err(|e| io::Error::new(io::ErrorKind::InvalidInput, format!("not a TAP device: {e}")))?;
-        // SAFETY: TUNGETIFF fills this member.
-        let flags = libc::c_int::from(unsafe { got.ifr_ifru.ifru_flags });
         let need = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
         if flags & need != need {
             let why = "the TAP device must be open with IFF_TAP, IFF_NO_PI and IFF_VNET_HDR";
@@ -99,9 +72,7 @@ impl Tap {
     }
 
     fn prepare(file: File, name: Option<&str>) -> io::Result<Self> {
-        let header = VNET_HEADER;
-        // SAFETY: TUNSETVNETHDRSZ reads an int, which outlives the call.
-        unsafe { tunsetvnethdrsz(file.as_raw_fd(), &raw const header) }?;
+        tun::set_vnet_header_len(&file, VNET_HEADER)?;
         Ok(Self { file: Arc::new(file), name: name.map(Arc::from) })
     }
 
@@ -149,8 +120,7 @@ impl FrameIo for Tap {
             | bit(offloads.tso6, TUN_F_TSO6)
             | bit(offloads.ecn, TUN_F_TSO_ECN)
             | bit(offloads.ufo, TUN_F_UFO);
-        // SAFETY: TUNSETOFFLOAD takes its argument by value.
-        unsafe { tunsetoffload(self.file.as_raw_fd(), flags) }?;
+        tun::set_offload(&self.file, flags)?;
         Ok(())
     }
 }

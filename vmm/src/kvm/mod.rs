@@ -1,6 +1,8 @@
-//! KVM: the virtual machine, its memory slots, its interrupts and its vCPUs. One of the rooms with `unsafe`.
+//! KVM: the virtual machine, its memory slots, its interrupts and its vCPUs; and the ioctls of TAP devices. One of the rooms
+//! with `unsafe`.
 
 pub mod kick;
+pub mod tun;
 pub mod vcpu;
 pub mod vm;
 

@@ -1,7 +1,7 @@
-//! Who a VMM is and what it may do: limits, user and group, no capabilities, and no way to any.
+//! Who a VMM is and what it may do: limits, user and group, no capabilities, and no way to any. Also whose groups a client has.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use caps::{CapSet, errors::CapsError};
 use nix::sys::resource::{Resource, setrlimit};
@@ -11,6 +11,9 @@ use super::namespaces::{NamespaceError, enter_user_namespace};
 
 /// Descriptors a VMM may have unless told otherwise: Firecracker's.
 pub const NO_FILE_DEFAULT: u64 = 2048;
+
+/// Groups of a process, at most (`NGROUPS_MAX`).
+const GROUPS_MAX: usize = 65_536;
 
 /// The user and group of a VMM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -157,6 +160,39 @@ pub fn drop_to(user: User, user_namespace: Option<&OwnedFd>) -> Result<(), Privi
         }
     }
     Ok(())
+}
+
+/// The groups, other than its effective one, of the process that connected to `socket`, as they were then (`SO_PEERGROUPS`).
+///
+/// # Errors
+/// What the kernel says.
+pub fn peer_groups(socket: &impl AsFd) -> io::Result<Vec<u32>> {
+    let mut groups: Vec<libc::gid_t> = vec![0; 64];
+    loop {
+        let bytes = groups.len() * size_of::<libc::gid_t>();
+        let mut len = libc::socklen_t::try_from(bytes).map_err(io::Error::other)?;
+        // SAFETY: `groups` has `len` bytes, which the kernel writes no more than; both outlive the call.
+        let result = unsafe {
+            libc::getsockopt(
+                socket.as_fd().as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_PEERGROUPS,
+                groups.as_mut_ptr().cast(),
+                &raw mut len,
+            )
+        };
+        let count = len as usize / size_of::<libc::gid_t>();
+        if result == 0 {
+            groups.truncate(count);
+            return Ok(groups);
+        }
+        let error = io::Error::last_os_error();
+        // The kernel says how much room it needs.
+        if error.raw_os_error() != Some(libc::ERANGE) || count <= groups.len() || count > GROUPS_MAX {
+            return Err(error);
+        }
+        groups.resize(count, 0);
+    }
 }
 
 #[cfg(test)]

@@ -1,4 +1,5 @@
 //! The process: signals, its socket, its command line, its configuration file, the images it holds.
+#![allow(unsafe_code)] // limits of another process, and of a child before it runs anything
 
 use std::fs;
 use std::os::fd::{AsRawFd, OwnedFd};

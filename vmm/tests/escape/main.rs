@@ -4,6 +4,7 @@
 //! The program is its own attacker: the jailer copies it into the jail in the VMM's place. So it has no test harness, and
 //! prints as one does. What can't be run is skipped, loudly; with `$YUN_REQUIRE_JAIL` set to 1 it fails.
 #![allow(clippy::unwrap_used)] // no function here is marked as a test
+#![allow(unsafe_code)] // an attacker keeps to no rule
 
 mod attacker;
 mod attacks;

@@ -1,4 +1,5 @@
 //! A network interface on a TAP device.
+#![allow(unsafe_code)] // a device says its descriptor's number only
 
 use std::fs;
 use std::io::{Read, Write};
