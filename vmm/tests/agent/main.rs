@@ -9,6 +9,7 @@
 //! | [`vmms`] | a VMM that dies, hangs, or is not the one it seems |
 //! | [`stores`] | a full disk, a damaged store, two agents |
 //! | [`crowd`] | many clients, slow ones, dead ones |
+//! | [`hostile`] | tenants and strangers who want more than is theirs |
 //! | [`refusals`] | every refusal has a code, and names what was wrong |
 //! | [`lives`] | what VMs, images, volumes, streams, ledgers and roles do |
 //!
@@ -22,6 +23,7 @@ mod common;
 mod client;
 mod crowd;
 mod faults;
+mod hostile;
 mod lives;
 mod order;
 mod refusals;

@@ -6,6 +6,7 @@ use axum::http::Method;
 
 use super::super::model::{Denial, DenialCode, Name, Role, Whoami};
 use super::super::records::TenantRecord;
+use super::streams::console_is_written;
 use crate::host::peer::Peer;
 
 /// Someone who asks, for the time of one connection. What they may do with which tenant is looked up with each request.
@@ -94,7 +95,7 @@ pub fn authorize(
         if !reads && (kind.is_empty() || kind == "subnets") {
             return Err(forbidden(caller, "only an administrator changes tenants and subnets"));
         }
-        let writes = !reads || (deeper && path.ends_with("/console") && wants_to_write(query));
+        let writes = !reads || (deeper && path.ends_with("/console") && console_is_written(query));
         return match role {
             Role::Write => Ok("tenant.write"),
             Role::Read if !writes => Ok("tenant.read"),
@@ -128,10 +129,6 @@ pub fn authorize(
 fn forbidden(caller: &Caller, why: &str) -> Denial {
     Denial::new(DenialCode::Forbidden, format!("user {} may not do this: {why}", caller.peer.uid))
         .hint("`yun query GET /v1/whoami` shows what you may do; an administrator can add you to a tenant's access list")
-}
-
-fn wants_to_write(query: &str) -> bool {
-    query.split('&').any(|pair| pair == "write=true")
 }
 
 #[cfg(test)]
@@ -181,6 +178,8 @@ mod tests {
             (&reader, put, vm, "", Err(403)),
             (&reader, get, console, "", Ok("tenant.read")),
             (&reader, get, console, "history=1&write=true", Err(403)),
+            (&reader, get, console, "%77rite=tru%65", Err(403)),
+            (&reader, get, console, "write=false", Ok("tenant.read")),
             (&writer, get, console, "write=true", Ok("tenant.write")),
             (&writer, get, "/v1/tenants/b/vms", "", Err(404)),
             (&writer, get, "/v1/tenants/nowhere", "", Err(404)),

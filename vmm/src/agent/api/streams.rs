@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use axum::Extension;
 use axum::body::{Body, Bytes};
-use axum::extract::{Request, State};
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::extract::{Query, Request, State};
+use axum::http::{HeaderValue, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use futures_util::stream;
 use hyper::upgrade::{OnUpgrade, Upgraded};
@@ -260,6 +260,14 @@ pub(super) struct ConsoleQuery {
     write: bool,
     /// How many bytes of what was said before are shown first.
     history: u64,
+}
+
+/// Whether these parameters of a console make the client its writer: read as [`console`] reads them, so that no other
+/// spelling of them is. Those that can't be read are refused there.
+pub(super) fn console_is_written(query: &str) -> bool {
+    let uri = Uri::builder().path_and_query(format!("/?{query}")).build();
+    let params = uri.ok().and_then(|uri| Query::<ConsoleQuery>::try_from_uri(&uri).ok());
+    params.is_some_and(|Query(params)| params.write)
 }
 
 /// A VM's console, as raw bytes both ways after an upgrade to `yun-console`.
