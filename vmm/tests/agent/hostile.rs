@@ -24,3 +24,23 @@ fn a_reader_does_not_write_to_a_console_however_that_is_spelt() {
         assert!(refused.starts_with("403"), "{query}: {refused}");
     }
 }
+
+#[test]
+fn no_generation_is_so_high_that_none_comes_after_it() {
+    if !ready() {
+        return;
+    }
+    let host = Host::new();
+    let path = vm_path("t", "vm");
+    let body =
+        |generation: u64| json!({ "generation": generation, "spec": spec_with("do=spin", &json!({})) });
+    let (status, code, text) = host.refused("PUT", &path, &body(u64::MAX));
+    assert_eq!((status, code.as_str()), (400, "invalid"));
+    assert_eq!(text, "generation 18446744073709551615: 1 to 9007199254740991 are accepted");
+    host.put(&path, &body((1 << 53) - 1));
+    host.becomes("vm", "running");
+    host.act("vm", "kill");
+    host.act("vm", "start");
+    host.act("vm", "kill");
+    host.put("/v1/tenants/u", &json!({}));
+}

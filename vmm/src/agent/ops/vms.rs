@@ -36,6 +36,9 @@ const VCPUS_MAX: u8 = 32;
 const VOLUMES_MAX: usize = 16;
 /// Interfaces of a VM.
 const INTERFACES_MAX: usize = 8;
+/// Highest generation that is taken: the last whole number that every reader of JSON knows, and far from the last there is,
+/// since each action counts on.
+const GENERATION_MAX: u64 = (1 << 53) - 1;
 /// Bytes that the kernel's command line may have.
 const KERNEL_ARGS_LEN_MAX: usize = 1024;
 
@@ -185,7 +188,11 @@ impl Agent {
                 return Err(Denial::new(DenialCode::StaleGeneration, text)
                     .hint("read the VM, and give a higher generation if it is still to be changed"));
             }
-            (_, Some(0)) => return Err(Denial::invalid("generation 0: 1 or more is accepted")),
+            (Some((record, _)), Some(given)) if given == record.generation + 1 => given,
+            (_, Some(given)) if given == 0 || given > GENERATION_MAX => {
+                let text = format!("generation {given}: 1 to {GENERATION_MAX} are accepted");
+                return Err(Denial::invalid(text));
+            }
             (_, Some(given)) => given,
             (Some((record, _)), None) => record.generation + 1,
             (None, None) => 1,
