@@ -1,6 +1,6 @@
 //! Tenants and strangers who want more than is theirs.
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::client::{self, User};
 use super::ready;
@@ -43,4 +43,31 @@ fn no_generation_is_so_high_that_none_comes_after_it() {
     host.act("vm", "start");
     host.act("vm", "kill");
     host.put("/v1/tenants/u", &json!({}));
+}
+
+#[test]
+fn everyone_who_removes_the_same_vm_hears_of_its_end() {
+    if !ready() {
+        return;
+    }
+    let host = Host::new();
+    for round in 0..8 {
+        let path = vm_path("t", &format!("vm-{round}"));
+        host.put(&path, &json!({ "spec": spec_with("do=spin", &json!({ "power": "stopped" })) }));
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| while host.ask("DELETE", &path, &Value::Null).status == 202 {});
+            }
+        });
+        assert_eq!(host.ask("GET", &path, &Value::Null).status, 404);
+    }
+    let under_way: Vec<Value> = host
+        .get("/v1/operations")
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|op| op["state"] == "running")
+        .cloned()
+        .collect();
+    assert!(under_way.is_empty(), "{under_way:?}");
 }

@@ -731,7 +731,8 @@ impl Task {
         match result {
             Ok(()) => {
                 self.agent.state().vms.remove(&self.key);
-                if let Some(op) = op {
+                // Also for who asked meanwhile.
+                for op in [op, self.live.take_operation()].into_iter().flatten() {
                     op.end(Ok(()));
                 }
                 true
