@@ -71,3 +71,15 @@ fn everyone_who_removes_the_same_vm_hears_of_its_end() {
         .collect();
     assert!(under_way.is_empty(), "{under_way:?}");
 }
+
+#[test]
+fn no_vm_holds_up_the_shutdown_of_its_host_longer_than_an_hour() {
+    if !ready() {
+        return;
+    }
+    let host = Host::new();
+    let spec = spec_with("do=spin", &json!({ "stop_timeout_seconds": u32::MAX }));
+    let (status, code, text) = host.refused("PUT", &vm_path("t", "vm"), &json!({ "spec": spec }));
+    assert_eq!((status, code.as_str()), (400, "invalid"));
+    assert_eq!(text, "spec.stop_timeout_seconds 4294967295: 0 to 3600 are accepted");
+}

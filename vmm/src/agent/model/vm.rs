@@ -166,7 +166,7 @@ pub struct VmSpec {
     /// Whether it is removed then.
     #[serde(default, skip_serializing_if = "is_default")]
     pub ttl_deletes: bool,
-    /// How long a stop waits for the guest, in seconds, before it is killed.
+    /// How long a stop waits for the guest, in seconds, before it is killed: 3600 at most.
     #[serde(default = "default_stop_timeout")]
     pub stop_timeout_seconds: u32,
     /// What a drain of the host does to it.
@@ -178,7 +178,7 @@ pub struct VmSpec {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct VmPut {
-    /// Generation of this spec. Newer than the present one: it is taken. The present one, with the same spec: nothing
+    /// Generation of this spec, up to 2^53 - 1. Newer than the present one: it is taken. The present one, with the same spec: nothing
     /// changes. Else: refused. If it is missing, it is the next one.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub generation: Option<u64>,
@@ -338,7 +338,7 @@ pub enum Action {
 pub struct ActionRequest {
     /// What to do.
     pub action: Action,
-    /// For `stop`: seconds, in the place of the spec's.
+    /// For `stop`: seconds, in the place of the spec's; 3600 at most.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub timeout_seconds: Option<u32>,
 }

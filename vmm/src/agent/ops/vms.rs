@@ -39,6 +39,8 @@ const INTERFACES_MAX: usize = 8;
 /// Highest generation that is taken: the last whole number that every reader of JSON knows, and far from the last there is,
 /// since each action counts on.
 const GENERATION_MAX: u64 = (1 << 53) - 1;
+/// Longest time that a stop waits for a guest, in seconds: a drain and a shutdown of the host wait as long.
+const STOP_TIMEOUT_MAX: u32 = 3600;
 /// Bytes that the kernel's command line may have.
 const KERNEL_ARGS_LEN_MAX: usize = 1024;
 
@@ -50,6 +52,13 @@ fn happened(key: &Key, kind: &'static str, requestor: &str, detail: impl Into<St
         requestor: requestor.to_owned(),
         detail: detail.into(),
     }
+}
+
+fn check_stop_timeout(field: &str, seconds: u32) -> Result<(), Denial> {
+    if seconds > STOP_TIMEOUT_MAX {
+        return Err(Denial::invalid(format!("{field} {seconds}: 0 to {STOP_TIMEOUT_MAX} are accepted")));
+    }
+    Ok(())
 }
 
 /// What a spec says that can be checked by itself.
@@ -70,6 +79,7 @@ fn check(spec: &VmSpec) -> Result<(), Denial> {
     if spec.ttl_seconds == Some(0) {
         return invalid("spec.ttl_seconds 0: 1 or more is accepted".to_owned());
     }
+    check_stop_timeout("spec.stop_timeout_seconds", spec.stop_timeout_seconds)?;
     if spec.ttl_deletes && spec.ttl_seconds.is_none() {
         return invalid("spec.ttl_deletes needs spec.ttl_seconds".to_owned());
     }
@@ -385,6 +395,7 @@ impl Agent {
         if request.timeout_seconds.is_some() && request.action != Action::Stop {
             return Err(Denial::invalid("timeout_seconds: only `stop` has one"));
         }
+        check_stop_timeout("timeout_seconds", request.timeout_seconds.unwrap_or(0))?;
         let kind = match request.action {
             Action::Start => OperationKind::VmStart,
             Action::Stop => OperationKind::VmStop,

@@ -73,7 +73,7 @@ fn a_kill_waits_for_nobody_not_even_for_a_stop_that_is_under_way() {
         return;
     }
     let host = Host::new();
-    host.run("vm", &spec_with("do=spin", &json!({ "stop_timeout_seconds": 100_000 })));
+    host.run("vm", &spec_with("do=spin", &json!({ "stop_timeout_seconds": 3600 })));
     let stop = host.begin("POST", &format!("{}/actions", vm_path("t", "vm")), &json!({ "action": "stop" }));
     host.becomes("vm", "stopping");
     host.act("vm", "kill");
