@@ -234,6 +234,7 @@ impl Agent {
         }) else {
             return Ok(());
         };
+        let had_mib = runtime.given.as_ref().map_or(record.spec.memory_mib, |given| given.memory_mib);
         if runtime.phase != Phase::Running {
             return Ok(());
         }
@@ -254,7 +255,7 @@ impl Agent {
         };
         let position = self.position(&incarnation, owner, self.beginning(&runtime));
         // Nobody knows when one ended that ended unseen: not paid for.
-        let mem_mib = if end == End::Unseen { 0 } else { record.spec.memory_mib };
+        let mem_mib = if end == End::Unseen { 0 } else { had_mib };
         let levels = Levels { mem_mib, volume_bytes: BTreeMap::new() };
         // Threads of a process that is ending are gone one by one, and their time with them.
         if let (Some(now), Some(before)) = (counters.get(&Meter::VcpuNs), position.totals.get(&Meter::VcpuNs))
@@ -438,10 +439,10 @@ impl Agent {
     /// # Errors
     /// `NotFound`.
     pub async fn stats(self: &Arc<Self>, key: &Key) -> Result<VmStats, Denial> {
-        let (record, runtime, view) = {
+        let (record, runtime, view, (vcpus, memory_mib)) = {
             let state = self.state();
             let vm = state.vm(key)?;
-            (vm.record.clone(), vm.runtime.clone(), vm.view())
+            (vm.record.clone(), vm.runtime.clone(), vm.view(), vm.size())
         };
         let runs = runtime.phase == Phase::Running;
         let read = match runs {
@@ -455,8 +456,8 @@ impl Agent {
             tenant: record.tenant,
             name: record.name,
             state: view.status.state,
-            vcpus: record.spec.vcpus,
-            memory_mib: record.spec.memory_mib,
+            vcpus,
+            memory_mib,
             vcpu_ns: pid.and_then(|pid| process::cpu_ns(pid, VCPU_THREADS)).unwrap_or(0),
             rss_kib: pid.and_then(process::rss_kib).unwrap_or(0),
             disk_read_bytes: read.read_bytes,

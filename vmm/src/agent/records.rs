@@ -161,12 +161,35 @@ pub struct Runtime {
     pub first_start: Option<FirstStart>,
     /// The interfaces that this incarnation was given.
     pub interfaces: Vec<InterfaceRecord>,
+    /// What else it was given; missing if an agent of before that was noted has started it.
+    pub given: Option<Given>,
     /// Whether its vCPUs are to be taken as standing still.
     pub paused: bool,
     /// Whether this incarnation is to end and another to follow.
     pub reset: bool,
     /// Whether it is to end without being asked.
     pub kill: bool,
+}
+
+/// What an incarnation was given. It has that until it ends, whatever is wanted of its VM meanwhile.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Given {
+    /// vCPUs.
+    pub vcpus: u8,
+    /// Memory, in MiB.
+    pub memory_mib: u64,
+    /// Volumes, by id.
+    pub volumes: Vec<GivenVolume>,
+}
+
+/// A volume that an incarnation was given.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GivenVolume {
+    /// Its id.
+    pub id: String,
+    /// Whether the guest may only read it.
+    pub read_only: bool,
 }
 
 /// When a VM was first started since it was last wanted so.

@@ -5,11 +5,12 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::model::{
-    ActualState, Denial, DenialCode, DrainPolicy, HostState, InterfaceStatus, Name, Power, QuotaUse, Subnet,
-    Tenant, Vm, VmSpec, VmStatus, Volume,
+    ActualState, Denial, DenialCode, DrainPolicy, EgressClass, HostState, InterfaceStatus, Name, Power,
+    QuotaUse, Subnet, Tenant, Vm, VmSpec, VmStatus, Volume, VolumeAttachment,
 };
 use super::records::{
-    HostRecord, Phase, Runtime, SubnetRecord, TenantRecord, VmRecord, VolumeRecord, VolumeState,
+    Given, GivenVolume, HostRecord, InterfaceRecord, Phase, Runtime, SubnetRecord, TenantRecord, VmRecord,
+    VolumeRecord, VolumeState,
 };
 use super::vms::live::Live;
 
@@ -53,6 +54,28 @@ pub struct Limits {
     pub disk_mib: u64,
 }
 
+/// What an incarnation has, and its VM with it, however little is wanted meanwhile; nothing if there is none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Taken {
+    /// vCPUs.
+    pub vcpus: u64,
+    /// Memory, in MiB.
+    pub memory_mib: u64,
+    /// Interfaces.
+    pub interfaces: u64,
+}
+
+impl Taken {
+    /// What is counted for a VM that has this, and is wanted so.
+    fn and(self, spec: &VmSpec) -> Self {
+        Self {
+            vcpus: self.vcpus.max(u64::from(spec.vcpus)),
+            memory_mib: self.memory_mib.max(spec.memory_mib),
+            interfaces: self.interfaces.max(spec.interfaces.len() as u64),
+        }
+    }
+}
+
 /// Bytes in a MiB.
 pub const MIB: u64 = 1 << 20;
 
@@ -94,10 +117,11 @@ impl State {
     pub fn used_by(&self, tenant: &Name) -> QuotaUse {
         let mut used = QuotaUse::default();
         for (_, vm) in of_tenant(&self.vms, tenant) {
+            let counted = vm.taken().and(&vm.record.spec);
             used.vms += 1;
-            used.vcpus += u64::from(vm.record.spec.vcpus);
-            used.memory_mib += vm.record.spec.memory_mib;
-            used.interfaces += vm.record.spec.interfaces.len() as u64;
+            used.vcpus += counted.vcpus;
+            used.memory_mib += counted.memory_mib;
+            used.interfaces += counted.interfaces;
         }
         for (_, volume) in of_tenant(&self.volumes, tenant) {
             used.disk_mib += volume.size_bytes.div_ceil(MIB);
@@ -112,15 +136,16 @@ impl State {
         for vm in self.vms.values() {
             let given = vm.runtime.phase != Phase::Stopped || vm.record.spec.power != Power::Stopped;
             if given {
-                sum.vcpus += u64::from(vm.record.spec.vcpus);
-                sum.memory_mib += vm.record.spec.memory_mib;
+                let counted = vm.taken().and(&vm.record.spec);
+                sum.vcpus += counted.vcpus;
+                sum.memory_mib += counted.memory_mib;
             }
         }
         sum.disk_mib = self.volumes.values().map(|volume| volume.size_bytes.div_ceil(MIB)).sum();
         sum
     }
 
-    /// Whether a VM may be what `new` says, in the place of `old`: quota of its tenant, capacity of the host.
+    /// Whether a VM that has `taken` may be what `new` says, in the place of `old`: quota of its tenant, capacity of the host.
     ///
     /// # Errors
     /// [`DenialCode::QuotaExceeded`], [`DenialCode::CapacityExceeded`]; both say what was asked, what is left, and whose limit
@@ -129,27 +154,25 @@ impl State {
         &self,
         tenant: &Name,
         old: Option<&VmSpec>,
+        taken: Taken,
         new: &VmSpec,
         host: Limits,
     ) -> Result<(), Denial> {
         let quota = self.tenant(tenant)?.spec.quota;
         let used = self.used_by(tenant);
-        let (count, vcpus, memory, interfaces) = old.map_or((0, 0, 0, 0), |old| {
-            (1, u64::from(old.vcpus), old.memory_mib, old.interfaces.len() as u64)
-        });
+        let before = old.map_or_else(Taken::default, |old| taken.and(old));
+        let after = taken.and(new);
+        let vcpus = after.vcpus.saturating_sub(before.vcpus);
+        let memory_mib = after.memory_mib.saturating_sub(before.memory_mib);
+        let interfaces = after.interfaces.saturating_sub(before.interfaces);
         let whose = format!("tenant {tenant}");
-        within("VMs", 1 - count, used.vms, quota.vms, &whose)?;
-        within("vCPUs", u64::from(new.vcpus).saturating_sub(vcpus), used.vcpus, quota.vcpus, &whose)?;
-        let more = new.memory_mib.saturating_sub(memory);
-        within("MiB of memory", more, used.memory_mib, quota.memory_mib, &whose)?;
-        let more = (new.interfaces.len() as u64).saturating_sub(interfaces);
-        within("interfaces", more, used.interfaces, quota.interfaces, &whose)?;
+        within("VMs", u64::from(old.is_none()), used.vms, quota.vms, &whose)?;
+        within("vCPUs", vcpus, used.vcpus, quota.vcpus, &whose)?;
+        within("MiB of memory", memory_mib, used.memory_mib, quota.memory_mib, &whose)?;
+        within("interfaces", interfaces, used.interfaces, quota.interfaces, &whose)?;
         if new.power == Power::Stopped {
             return Ok(());
         }
-        let (vcpus, memory) = old
-            .filter(|old| old.power != Power::Stopped)
-            .map_or((0, 0), |old| (u64::from(old.vcpus), old.memory_mib));
         let begins = old.is_none_or(|old| old.power == Power::Stopped);
         if begins && self.host.state != HostState::Active {
             let text = format!("the host is {}: it starts no VM", in_words(self.host.state));
@@ -157,15 +180,13 @@ impl State {
                 "place it elsewhere, or ask for power `stopped`; `yun host undrain` takes the host back",
             ));
         }
+        // What does not run and is not wanted running was given nothing of the host.
+        let before = if begins && taken == Taken::default() { Taken::default() } else { before };
+        let vcpus = after.vcpus.saturating_sub(before.vcpus);
+        let memory_mib = after.memory_mib.saturating_sub(before.memory_mib);
         let allocated = self.allocated();
-        let more = u64::from(new.vcpus).saturating_sub(vcpus);
-        capacity("vCPUs", more, allocated.vcpus, host.vcpus)?;
-        capacity(
-            "MiB of memory",
-            new.memory_mib.saturating_sub(memory),
-            allocated.memory_mib,
-            host.memory_mib,
-        )
+        capacity("vCPUs", vcpus, allocated.vcpus, host.vcpus)?;
+        capacity("MiB of memory", memory_mib, allocated.memory_mib, host.memory_mib)
     }
 
     /// Whether a tenant may have `more_mib` more of volumes.
@@ -213,11 +234,42 @@ impl State {
     ) -> impl Iterator<Item = IpAddr> + 'a {
         of_tenant(&self.vms, tenant)
             .filter(move |(name, _)| Some(*name) != but)
-            .flat_map(|(_, vm)| &vm.record.interfaces)
+            .flat_map(|(_, vm)| vm.interfaces())
             .filter(move |interface| interface.subnet == *subnet)
             .flat_map(|interface| {
                 [interface.ipv4.map(IpAddr::from), interface.ipv6.map(IpAddr::from)].into_iter().flatten()
             })
+    }
+
+    /// A VM of a tenant's with an interface whose class is wider than this.
+    #[must_use]
+    pub fn wider_than(&self, tenant: &Name, class: EgressClass) -> Option<Name> {
+        let wider = |vm: &VmEntry| vm.interfaces().any(|interface| interface.class > class);
+        of_tenant(&self.vms, tenant).find(|(_, vm)| wider(vm)).map(|(name, _)| name.clone())
+    }
+
+    /// VMs whose incarnation has a volume open, wanted or not, and how.
+    pub fn having<'a>(
+        &'a self,
+        tenant: &'a Name,
+        volume: &'a Name,
+        id: &'a str,
+    ) -> impl Iterator<Item = (&'a VmEntry, bool)> {
+        of_tenant(&self.vms, tenant).filter_map(move |(_, vm)| Some((vm, vm.reads_only(volume, id)?)))
+    }
+
+    /// What a new incarnation of a VM is given.
+    #[must_use]
+    pub fn to_give(&self, record: &VmRecord) -> Given {
+        let volume = |wanted: &VolumeAttachment| {
+            let known = self.volumes.get(&(record.tenant.clone(), wanted.volume.clone()))?;
+            Some(GivenVolume { id: known.id.clone(), read_only: wanted.read_only })
+        };
+        Given {
+            vcpus: record.spec.vcpus,
+            memory_mib: record.spec.memory_mib,
+            volumes: record.spec.volumes.iter().filter_map(volume).collect(),
+        }
     }
 
     /// VMs that have a volume among their disks.
@@ -253,7 +305,7 @@ impl State {
             .get(key)
             .ok_or_else(|| Denial::not_found("subnet", format!("{}/{}", key.0, key.1)))?;
         let interfaces = of_tenant(&self.vms, &key.0)
-            .flat_map(|(_, vm)| &vm.record.interfaces)
+            .flat_map(|(_, vm)| vm.interfaces())
             .filter(|interface| interface.subnet == key.1)
             .count() as u64;
         Ok(Subnet { name: key.1.clone(), tenant: key.0.clone(), spec: record.spec.clone(), interfaces })
@@ -321,6 +373,49 @@ fn capacity(what: &str, more: u64, used: u64, limit: u64) -> Result<(), Denial> 
 }
 
 impl VmEntry {
+    /// What its incarnation was given.
+    fn given(&self) -> Option<&Given> {
+        self.runtime.given.as_ref().filter(|_| self.runtime.phase != Phase::Stopped)
+    }
+
+    /// What its incarnation has.
+    #[must_use]
+    pub fn taken(&self) -> Taken {
+        let given = self.given().map(|given| (u64::from(given.vcpus), given.memory_mib));
+        let (vcpus, memory_mib) = given.unwrap_or_default();
+        let runs = self.runtime.phase != Phase::Stopped;
+        let interfaces = if runs { self.runtime.interfaces.len() as u64 } else { 0 };
+        Taken { vcpus, memory_mib, interfaces }
+    }
+
+    /// vCPUs and MiB of memory of its incarnation; without one, of its next.
+    #[must_use]
+    pub fn size(&self) -> (u8, u64) {
+        let spec = &self.record.spec;
+        self.given().map_or((spec.vcpus, spec.memory_mib), |given| (given.vcpus, given.memory_mib))
+    }
+
+    /// Interfaces that it is to have, and those that its incarnation has until it ends.
+    pub fn interfaces(&self) -> impl Iterator<Item = &InterfaceRecord> {
+        let wanted = &self.record.interfaces;
+        let had = self.runtime.interfaces.iter().filter(|_| self.runtime.phase != Phase::Stopped);
+        wanted.iter().chain(had.filter(|had| wanted.iter().all(|wanted| wanted.tap != had.tap)))
+    }
+
+    /// Whether its incarnation has a volume: if it may only read it.
+    fn reads_only(&self, volume: &Name, id: &str) -> Option<bool> {
+        if self.runtime.phase == Phase::Stopped {
+            return None;
+        }
+        match self.given() {
+            Some(given) => given.volumes.iter().find(|has| has.id == id).map(|has| has.read_only),
+            None => {
+                let wanted = self.record.spec.volumes.iter().find(|wanted| wanted.volume == *volume);
+                wanted.map(|wanted| wanted.read_only)
+            }
+        }
+    }
+
     /// What is shown of it.
     #[must_use]
     pub fn view(&self) -> Vm {

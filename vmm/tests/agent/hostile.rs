@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::client::{self, User};
+use super::common::eventually;
 use super::ready;
 use super::rig::{Host, spec_with, vm_path};
 
@@ -43,6 +44,49 @@ fn no_generation_is_so_high_that_none_comes_after_it() {
     host.act("vm", "start");
     host.act("vm", "kill");
     host.put("/v1/tenants/u", &json!({}));
+}
+
+#[test]
+fn what_a_vm_was_started_with_counts_until_it_ends() {
+    if !ready() {
+        return;
+    }
+    let host = Host::new();
+    let quota = json!({ "quota": { "vcpus": 4, "memory_mib": 128 } });
+    host.put("/v1/tenants/t", &quota);
+    let with = |vcpus: u8, memory: u64| json!({ "spec": spec_with("do=spin", &json!({ "vcpus": vcpus, "memory_mib": memory })) });
+    host.put(&vm_path("t", "one"), &with(3, 96));
+    host.becomes("one", "running");
+    // Wanted smaller from its next start on: it has not given anything back.
+    host.put(&vm_path("t", "one"), &with(1, 32));
+    let used = host.get("/v1/tenants/t")["used"].clone();
+    assert_eq!((&used["vcpus"], &used["memory_mib"]), (&json!(3), &json!(96)), "{used}");
+    let host_view = host.get("/v1/host");
+    assert_eq!(host_view["memory_mib"]["allocated"], 96, "{host_view}");
+    let stats = host.get(&format!("{}/stats", vm_path("t", "one")));
+    assert_eq!((&stats["vcpus"], &stats["memory_mib"]), (&json!(3), &json!(96)), "{stats}");
+    // It is paid for as it is, too.
+    let memory = || -> Vec<Value> {
+        let rows = host.get("/v1/usage").as_array().unwrap().clone();
+        rows.into_iter().filter(|row| row["SkuId"] == "memory").collect()
+    };
+    let before = memory().len();
+    let rows = eventually("two more samples", || Some(memory()).filter(|rows| rows.len() >= before + 2));
+    for row in rows {
+        let number = |name: &str| row[name].as_str().unwrap().parse::<f64>().unwrap();
+        let mib = number("ConsumedQuantity") / (number("x_DurationNs") / 1e9);
+        assert!((95.0..97.0).contains(&mib), "{mib}: {row}");
+    }
+    let (status, code, text) = host.refused("PUT", &vm_path("t", "two"), &with(2, 32));
+    assert_eq!((status, code.as_str()), (409, "quota_exceeded"), "{text}");
+    assert_eq!(text, "2 more vCPUs asked for, 1 left: the quota of tenant t is 4, 3 are used");
+    // As large as it is it may be wanted again.
+    host.put(&vm_path("t", "one"), &with(3, 96));
+    host.put(&vm_path("t", "one"), &with(1, 32));
+    host.act("one", "reset");
+    host.becomes("one", "running");
+    host.put(&vm_path("t", "two"), &with(2, 32));
+    assert_eq!(host.get("/v1/tenants/t")["used"]["vcpus"], 3);
 }
 
 #[test]

@@ -36,15 +36,7 @@ impl Agent {
             return Err(Denial::invalid("access: each entry has either a uid or a gid"));
         }
         let _turn = self.admission.lock().await;
-        let wider = |(_, vm): (&Name, &super::super::state::VmEntry)| {
-            vm.record
-                .spec
-                .interfaces
-                .iter()
-                .any(|interface| interface.class > spec.egress)
-                .then(|| vm.record.name.clone())
-        };
-        let wide = of_tenant(&self.state().vms, name).find_map(wider);
+        let wide = self.state().wider_than(name, spec.egress);
         if let Some(vm) = wide {
             let text = format!("egress: an interface of VM {vm} has a wider class");
             return Err(Denial::new(DenialCode::InUse, text).hint("narrow that first"));

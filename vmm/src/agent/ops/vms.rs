@@ -212,7 +212,8 @@ impl Agent {
             let state = self.state();
             check_among(&state, key, &put.spec)?;
             let limits = self.resources.limits(&self.config);
-            state.admit_vm(&key.0, old.map(|record| &record.spec), &put.spec, limits)?;
+            let taken = state.vms.get(key).map(VmEntry::taken).unwrap_or_default();
+            state.admit_vm(&key.0, old.map(|record| &record.spec), taken, &put.spec, limits)?;
         }
         let id = old.map_or_else(|| new_id("vm"), |record| record.id.clone());
         let interfaces = self.choose_interfaces(key, &put.spec, old)?;
@@ -462,7 +463,10 @@ impl Agent {
                 power: if anew { Power::Stopped } else { record.spec.power },
                 ..record.spec.clone()
             };
-            let admits = self.state().admit_vm(&key.0, Some(&old), &spec, limits);
+            let admits = {
+                let state = self.state();
+                state.admit_vm(&key.0, Some(&old), state.vm(key)?.taken(), &spec, limits)
+            };
             // What is given out already because it is wanted is not needed twice.
             if record.spec.power == Power::Stopped || !anew {
                 admits?;

@@ -9,7 +9,7 @@
 //! about to do is stored before it does it.
 
 use std::process::Child;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::task::JoinHandle;
@@ -20,7 +20,7 @@ use super::super::core::{AGENT, Agent};
 use super::super::events::Happened;
 use super::super::metering::End;
 use super::super::model::{Denial, DenialCode, Ended, Power};
-use super::super::records::{FirstStart, Phase, ProcessId, Runtime};
+use super::super::records::{FirstStart, Phase, ProcessId, Runtime, VmRecord};
 use super::super::state::{Activity, Key};
 use super::super::steps::reached;
 use super::super::store::{Batch, Table};
@@ -381,34 +381,38 @@ impl Task {
         self.live.does(Activity::Starting);
         let agent = Arc::clone(&self.agent);
         let Ok(_permit) = agent.starts.acquire().await else { return };
-        let (generation, interfaces) = {
-            let state = agent.state();
-            let Some(vm) = state.vms.get(&self.key) else { return };
-            (vm.record.generation, vm.record.interfaces.clone())
-        };
         // What is wanted may have changed while it waited for its turn.
         if self.facts().is_none_or(|(facts, _)| facts.step() != Step::Start) {
             return;
         }
+        // What is wanted by the time of the intent: a change that was being stored meanwhile is among it.
+        let begun = Mutex::new(None);
         self.save(
             |runtime| {
+                let state = agent.state();
+                let Some(vm) = state.vms.get(&self.key) else { return };
+                let record = vm.record.clone();
                 *runtime = Runtime {
                     incarnation: runtime.incarnation + 1,
                     phase: Phase::Starting,
                     since: clock::now(),
-                    observed_generation: generation,
+                    observed_generation: record.generation,
                     last_end: runtime.last_end.clone(),
                     restarts: runtime.restarts,
                     first_start: runtime.first_start.clone(),
-                    interfaces: interfaces.clone(),
+                    interfaces: record.interfaces.clone(),
+                    given: Some(state.to_give(&record)),
                     ..Runtime::default()
                 };
+                *begun.lock().unwrap_or_else(PoisonError::into_inner) = Some((record, runtime.incarnation));
             },
             None,
         )
         .await;
         reached("start.intent");
-        match self.launch().await {
+        let begun = begun.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let Some((record, incarnation)) = begun else { return };
+        match self.launch(record, incarnation).await {
             Ok(()) => self.live.does(Activity::None),
             Err(why) => {
                 log::error!("{}/{} can't be started: {why}", self.key.0, self.key.1);
@@ -420,13 +424,8 @@ impl Task {
         }
     }
 
-    async fn launch(&mut self) -> Result<(), String> {
+    async fn launch(&mut self, record: VmRecord, incarnation: u64) -> Result<(), String> {
         let agent = Arc::clone(&self.agent);
-        let (record, incarnation) = {
-            let state = agent.state();
-            let vm = state.vms.get(&self.key).ok_or("it is gone")?;
-            (vm.record.clone(), vm.runtime.incarnation)
-        };
         let name = record.incarnation(incarnation);
         let parts = agent.parts(&record).await.map_err(|denial| denial.message)?;
         reached("start.parts");
@@ -683,6 +682,7 @@ impl Task {
                 runtime.phase = Phase::Stopped;
                 runtime.process = None;
                 runtime.interfaces.clear();
+                runtime.given = None;
                 runtime.paused = false;
                 runtime.since = clock::now();
                 runtime.started_at = None;
