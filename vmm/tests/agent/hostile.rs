@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use super::client::{self, User};
 use super::common::eventually;
+use super::order::nothing_is_left_over;
 use super::ready;
 use super::rig::{Host, spec_with, vm_path};
 
@@ -87,6 +88,47 @@ fn what_a_vm_was_started_with_counts_until_it_ends() {
     host.becomes("one", "running");
     host.put(&vm_path("t", "two"), &with(2, 32));
     assert_eq!(host.get("/v1/tenants/t")["used"]["vcpus"], 3);
+}
+
+#[test]
+fn a_volume_is_as_large_as_it_is_counted_whoever_was_not_told() {
+    if !ready() {
+        return;
+    }
+    let host = Host::new();
+    let volume = "/v1/tenants/t/volumes/d";
+    host.put("/v1/tenants/t", &json!({ "quota": { "disk_mib": 8 } }));
+    host.done("PUT", volume, &json!({ "size_mib": 1 }));
+    host.run("vm", &spec_with("do=spin", &json!({})));
+    assert_eq!(host.ask("POST", &format!("{volume}/attach"), &json!({ "vm": "vm" })).status, 200);
+    // What runs does not have it yet: there is nobody to tell.
+    let view = host.over(&host.begin("PATCH", volume, &json!({ "size_mib": 8 })));
+    let id = host.get(volume)["id"].as_str().unwrap().to_owned();
+    let file = host.state_dir().join(format!("volumes/tenants/t/{id}.raw"));
+    let len_mib = std::fs::metadata(file).unwrap().len() >> 20;
+    assert_eq!((host.get(volume)["size_mib"].as_u64(), len_mib), (Some(8), 8), "{view}");
+    assert_eq!(view["state"], "succeeded", "{view}");
+    assert_eq!(host.refused("PUT", "/v1/tenants/t/volumes/e", &json!({ "size_mib": 8 })).1, "quota_exceeded");
+}
+
+#[test]
+fn a_volume_that_a_vm_still_has_is_not_removed_and_stays_as_it_was() {
+    if !ready() {
+        return;
+    }
+    let host = Host::new();
+    let volume = "/v1/tenants/t/volumes/d";
+    host.done("PUT", volume, &json!({ "size_mib": 1 }));
+    host.run("vm", &spec_with("do=capacity", &json!({ "volumes": [{ "volume": "d" }] })));
+    assert_eq!(host.ask("POST", &format!("{volume}/detach"), &json!({ "vm": "vm" })).status, 200);
+    for _ in 0..2 {
+        let (status, code, text) = host.refused("DELETE", volume, &Value::Null);
+        assert_eq!((status, code.as_str()), (409, "in_use"), "{text}");
+    }
+    assert_eq!(host.get(volume)["state"], "ready");
+    host.act("vm", "kill");
+    host.delete(volume);
+    nothing_is_left_over(&host);
 }
 
 #[test]

@@ -214,6 +214,14 @@ impl Agent {
                 let text = format!("volume {} is attached to VM {vm}", key_of(key));
                 return Err(Denial::new(DenialCode::InUse, text).hint("detach it first"));
             }
+            if let Some((vm, _)) = state.having(&key.0, &key.1, &record.id).next() {
+                let text = format!(
+                    "volume {} is detached from VM {}, which runs and has it until it ends",
+                    key_of(key),
+                    vm.record.name
+                );
+                return Err(Denial::new(DenialCode::InUse, text).hint("stop that first"));
+            }
             if record.state != VolumeState::Ready {
                 let text = format!("volume {} is not ready: something is being done to it", key_of(key));
                 return Err(
@@ -222,11 +230,25 @@ impl Agent {
             }
             VolumeRecord { state: VolumeState::Deleting, ..record.clone() }
         };
+        self.set_volume(key, &record).await?;
+        let removed = self.forget_volume(key, requestor).await;
+        if removed.is_err() && self.volumes.usage(&self.volume_key(key, &record.id)?).is_ok() {
+            // Nothing was taken from it. If the store fails too, the next start of an agent goes on.
+            let record = VolumeRecord { state: VolumeState::Ready, ..record };
+            if let Err(denial) = self.set_volume(key, &record).await {
+                log::error!("volume {}: {denial}", key_of(key));
+            }
+        }
+        removed
+    }
+
+    /// Takes note of what a volume is.
+    async fn set_volume(&self, key: &Key, record: &VolumeRecord) -> Result<(), Denial> {
         let mut batch = Batch::new();
-        batch.put(Table::Volumes, key_of(key), &record);
+        batch.put(Table::Volumes, key_of(key), record);
         self.commit(batch, None).await?;
-        self.state().volumes.insert(key.clone(), record);
-        self.forget_volume(key, requestor).await
+        self.state().volumes.insert(key.clone(), record.clone());
+        Ok(())
     }
 
     /// Makes a volume larger, also under running VMs.
@@ -269,13 +291,18 @@ impl Agent {
         let (agent, key, task_op) = (Arc::clone(self), key.clone(), Arc::clone(&op));
         tokio::spawn(async move {
             let result = agent.grow_volume(&key, &record).await;
-            if result.is_err() {
-                // What it was is true again; the store may be what failed.
-                let record = VolumeRecord { size_bytes: before.size_bytes, ..before };
-                let mut batch = Batch::new();
-                batch.put(Table::Volumes, key_of(&key), &record);
-                if agent.commit(batch, None).await.is_ok() {
-                    agent.state().volumes.insert(key.clone(), record);
+            if result.is_err()
+                && agent.state().volumes.get(&key).is_some_and(|now| now.state == VolumeState::Resizing)
+            {
+                // As large as its file is, so is it counted: what failed may be the store.
+                let usage = agent.volume_key(&key, &before.id).map(|file| agent.volumes.usage(&file));
+                let size_bytes = match usage {
+                    Ok(Ok(usage)) => usage.size_bytes.max(before.size_bytes),
+                    _ => before.size_bytes,
+                };
+                let record = VolumeRecord { size_bytes, ..before };
+                if let Err(denial) = agent.set_volume(&key, &record).await {
+                    log::error!("volume {}: {denial}", key_of(&key));
                 }
             }
             task_op.end(result);
@@ -286,7 +313,7 @@ impl Agent {
     /// Makes a volume's file as large as its record says, and tells who has it.
     ///
     /// # Errors
-    /// What the host says.
+    /// What the host says. If somebody was not told, the volume is as large all the same.
     pub(in super::super) async fn grow_volume(
         self: &Arc<Self>,
         key: &Key,
@@ -300,31 +327,27 @@ impl Agent {
         })
         .await?;
         reached("resize.done");
-        self.tell_of_size(key, record).await?;
+        let told = self.tell_of_size(key, record).await;
         reached("resize.told");
         let record = VolumeRecord { state: VolumeState::Ready, ..record.clone() };
         let mut batch = Batch::new();
         batch.put(Table::Volumes, key_of(key), &record);
         self.commit(batch, [happened(key, "volume.resized", super::super::core::AGENT)]).await?;
         self.state().volumes.insert(key.clone(), record);
-        Ok(())
+        told
     }
 
     /// Gives a running VM's drive its own file again, which makes the VMM look at its size.
     async fn tell_of_size(self: &Arc<Self>, key: &Key, record: &VolumeRecord) -> Result<(), Denial> {
         let running: Vec<(VmmClient, bool)> = {
             let state = self.state();
-            let attached = state.attached(key);
-            attached
-                .iter()
-                .filter_map(|name| state.vms.get(&(key.0.clone(), name.clone())))
-                .filter(|vm| vm.runtime.phase == Phase::Running)
-                .map(|vm| {
+            let having = state.having(&key.0, &key.1, &record.id);
+            having
+                .filter(|(vm, _)| vm.runtime.phase == Phase::Running)
+                .map(|(vm, read_only)| {
                     let jails = self.config.jails();
                     let id = vm.record.incarnation(vm.runtime.incarnation);
                     let socket = jail_dir(&jails, &self.config.vmm, &id).join("root/run/firecracker.socket");
-                    let attachment = vm.record.spec.volumes.iter().find(|volume| volume.volume == key.1);
-                    let read_only = attachment.is_some_and(|volume| volume.read_only);
                     (VmmClient::new(socket, self.config.vmm_timeout), read_only)
                 })
                 .collect()
