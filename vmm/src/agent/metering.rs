@@ -15,7 +15,7 @@ use serde::de::IgnoredAny;
 
 use super::clock;
 use super::core::Agent;
-use super::model::{Denial, DenialCode, EgressClass, VmStats};
+use super::model::{Denial, DenialCode, EgressClass, Name, VmStats};
 use super::records::{Phase, Runtime, VmRecord, VolumeState};
 use super::state::{Activity, Key};
 use super::store::{Batch, StoreError, Table};
@@ -226,6 +226,12 @@ impl Agent {
         known.unwrap_or_else(|| Position::begin(incarnation.to_owned(), owner, begin))
     }
 
+    /// Whose usage it is that a VM or volume of this id has.
+    fn owner(&self, tenant: &Name, name: &Name, id: &str) -> Owner {
+        let tenant_id = self.state().tenants.get(tenant).map(|tenant| tenant.id.clone()).unwrap_or_default();
+        Owner { tenant: tenant.to_string(), tenant_id, vm: name.to_string(), vm_id: id.to_owned() }
+    }
+
     async fn sample_vm(self: &Arc<Self>, key: &Key, traffic: &Traffic, end: End) -> Result<(), String> {
         let Some((record, runtime, live)) = ({
             let state = self.state();
@@ -248,11 +254,7 @@ impl Agent {
         if !still {
             return Ok(());
         }
-        let owner = Owner {
-            tenant: record.tenant.to_string(),
-            vm: record.name.to_string(),
-            vm_id: record.id.clone(),
-        };
+        let owner = self.owner(&record.tenant, &record.name, &record.id);
         let position = self.position(&incarnation, owner, self.beginning(&runtime));
         // Nobody knows when one ended that ended unseen: not paid for.
         let mem_mib = if end == End::Unseen { 0 } else { had_mib };
@@ -322,7 +324,7 @@ impl Agent {
         if record.state == VolumeState::Creating || record.state == VolumeState::Deleting {
             return;
         }
-        let owner = Owner { tenant: key.0.to_string(), vm: key.1.to_string(), vm_id: record.id.clone() };
+        let owner = self.owner(&key.0, &key.1, &record.id);
         let begins = !self.meters().contains_key(&record.id);
         let position = self.position(&record.id, owner, self.instant());
         if begins {

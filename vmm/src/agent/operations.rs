@@ -186,6 +186,11 @@ impl Operations {
         })
     }
 
+    /// Forgets those on things of a tenant that is gone.
+    pub fn forget_of(&self, tenant: &Name) {
+        lock(&self.0).all.retain(|_, op| op.about.tenant.as_ref() != Some(tenant));
+    }
+
     /// All, the oldest first.
     #[must_use]
     pub fn list(&self) -> Vec<Arc<Op>> {

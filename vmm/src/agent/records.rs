@@ -28,8 +28,14 @@ pub struct HostRecord {
 }
 
 /// A tenant.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TenantRecord {
+    /// Its id, which no other tenant ever has; empty if an agent of before there were any has made it.
+    #[serde(default)]
+    pub id: String,
+    /// Number of the last event before it was made: those up to there are of others who had its name.
+    #[serde(default)]
+    pub after_event: u64,
     /// Its limits and users.
     pub spec: TenantSpec,
     /// When it was made.

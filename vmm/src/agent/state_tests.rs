@@ -15,7 +15,7 @@ const ROOMY: Limits = Limits { vcpus: 1000, memory_mib: 1 << 20, disk_mib: 1 << 
 fn state(quota: Quota) -> State {
     let mut state = State::default();
     let spec = TenantSpec { quota, ..TenantSpec::default() };
-    state.tenants.insert(name("t"), TenantRecord { spec, created_at: String::new() });
+    state.tenants.insert(name("t"), TenantRecord { spec, ..TenantRecord::default() });
     state
 }
 

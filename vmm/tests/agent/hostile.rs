@@ -169,3 +169,30 @@ fn no_vm_holds_up_the_shutdown_of_its_host_longer_than_an_hour() {
     assert_eq!((status, code.as_str()), (400, "invalid"));
     assert_eq!(text, "spec.stop_timeout_seconds 4294967295: 0 to 3600 are accepted");
 }
+
+#[test]
+fn who_takes_over_a_name_does_not_see_what_another_did_under_it() {
+    if !ready() {
+        return;
+    }
+    let host = Host::new();
+    host.run("secret-of-another", &spec_with("do=spin", &json!({})));
+    host.get("/v1/usage");
+    host.done("DELETE", &vm_path("t", "secret-of-another"), &Value::Null);
+    host.delete("/v1/tenants/t");
+    host.put("/v1/tenants/t", &json!({ "access": [{ "uid": READER.uid, "role": "read" }] }));
+    for path in ["/v1/events", "/v1/events?tenant=t", "/v1/operations", "/v1/usage", "/v1/usage?tenant=t"] {
+        // An administrator sees it, but for operations, which nobody has any more.
+        let all = host.ask("GET", path, &Value::Null).text();
+        assert_eq!(all.contains("secret-of-another"), path != "/v1/operations", "{path}: {all}");
+        let seen = host.ask_as(READER, "GET", path, &Value::Null);
+        assert_eq!(seen.status, 200, "{path}");
+        assert!(!seen.text().contains("secret-of-another"), "{path}: {}", seen.text());
+    }
+    host.run("own", &spec_with("do=spin", &json!({})));
+    for path in ["/v1/events", "/v1/operations", "/v1/usage"] {
+        eventually(path, || {
+            host.ask_as(READER, "GET", path, &Value::Null).text().contains("own").then_some(())
+        });
+    }
+}

@@ -147,7 +147,7 @@ mod tests {
         ];
         let tenant = |access| TenantRecord {
             spec: TenantSpec { access, ..TenantSpec::default() },
-            created_at: String::new(),
+            ..TenantRecord::default()
         };
         [("a", tenant(access)), ("b", tenant(Vec::new()))]
             .into_iter()

@@ -1,5 +1,6 @@
 //! Which request is whose: thin functions between HTTP and the agent, and the document that describes them.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::extract::{Path, Request, State};
@@ -615,10 +616,16 @@ async fn usage(
     let to = point("to", query.to.as_ref(), u64::MAX)?;
     agent.sample_for_a_reader().await;
     let admin = caller.admin;
+    // By id: a name may have been another's before.
+    let theirs: BTreeMap<String, String> = {
+        let state = agent.state();
+        let id = |name: &Name| Some((name.to_string(), state.tenants.get(name)?.id.clone()));
+        names.iter().filter_map(id).collect()
+    };
     let records = agent
         .usage(from, to, |record| {
             // Of tenants that are gone, administrators still see what they used.
-            (admin || names.iter().any(|name| name.as_str() == record.owner.tenant))
+            (admin || theirs.get(&record.owner.tenant) == Some(&record.owner.tenant_id))
                 && query.tenant.as_ref().is_none_or(|tenant| tenant.as_str() == record.owner.tenant)
                 && query.vm.as_ref().is_none_or(|vm| vm.as_str() == record.owner.vm)
         })

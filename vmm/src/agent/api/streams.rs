@@ -65,7 +65,10 @@ impl EventCursor {
         match &event.tenant {
             _ if self.caller.admin => true,
             Some(tenant) => {
-                state.tenants.get(tenant).is_some_and(|tenant| self.caller.role(tenant).is_some())
+                // Not what happened to another that had this name before.
+                state.tenants.get(tenant).is_some_and(|tenant| {
+                    event.seq > tenant.after_event && self.caller.role(tenant).is_some()
+                })
             }
             None => false,
         }

@@ -6,6 +6,7 @@ use super::super::clock;
 use super::super::core::{Agent, key_of};
 use super::super::events::Happened;
 use super::super::model::{Denial, DenialCode, Name, Subnet, SubnetSpec, Tenant, TenantSpec};
+use super::super::operations::new_id;
 use super::super::records::{SubnetRecord, TenantRecord};
 use super::super::state::{Key, of_tenant};
 use super::super::steps::reached;
@@ -44,7 +45,9 @@ impl Agent {
         let before = self.state().tenants.get(name).cloned();
         let is_new = before.is_none();
         let created_at = before.as_ref().map_or_else(clock::now, |record| record.created_at.clone());
-        let record = TenantRecord { spec, created_at };
+        let id = before.as_ref().map_or_else(|| new_id("tenant"), |record| record.id.clone());
+        let after_event = before.as_ref().map_or_else(|| self.events.last(), |record| record.after_event);
+        let record = TenantRecord { id, after_event, spec, created_at };
         if before.as_ref() != Some(&record) {
             let mut batch = Batch::new();
             batch.put(Table::Tenants, name.as_str(), &record);
@@ -100,6 +103,8 @@ impl Agent {
             state.tenants.remove(name);
             state.subnets.retain(|(owner, _), _| owner != name);
         }
+        // Who has the name next has nothing to do with them.
+        self.operations.forget_of(name);
         self.subnets_in_force(None).await
     }
 

@@ -101,7 +101,7 @@ mod tests {
             id: format!("{incarnation}-0"),
             incarnation: incarnation.to_owned(),
             seq: 0,
-            owner: Owner { tenant: tenant.to_owned(), vm: vm.to_owned(), vm_id: String::new() },
+            owner: Owner { tenant: tenant.to_owned(), vm: vm.to_owned(), ..Owner::default() },
             start_ns,
             end_ns: start_ns + 10,
             duration_ns: 10,

@@ -7,7 +7,12 @@ fn record(seq: u64, vm: &str) -> Record {
         id: format!("inc1-{seq}"),
         incarnation: "inc1".to_owned(),
         seq,
-        owner: Owner { tenant: "acme".to_owned(), vm: vm.to_owned(), vm_id: "id-7".to_owned() },
+        owner: Owner {
+            tenant: "acme".to_owned(),
+            vm: vm.to_owned(),
+            vm_id: "id-7".to_owned(),
+            ..Owner::default()
+        },
         start_ns: START_NS + seq * 60_500_000_000,
         end_ns: START_NS + (seq + 1) * 60_500_000_000,
         duration_ns: 60_500_000_000,

@@ -28,6 +28,9 @@ pub struct Instant {
 pub struct Owner {
     /// The tenant's name.
     pub tenant: String,
+    /// The tenant's id, which no other tenant ever gets: a name may.
+    #[serde(default)]
+    pub tenant_id: String,
     /// The VM's name.
     pub vm: String,
     /// The VM's id, which no other VM ever gets.

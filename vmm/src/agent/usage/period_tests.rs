@@ -11,7 +11,12 @@ fn at(boottime_s: u64) -> Instant {
 }
 
 fn begin() -> Position {
-    let owner = Owner { tenant: "acme".to_owned(), vm: "web".to_owned(), vm_id: "id-7".to_owned() };
+    let owner = Owner {
+        tenant: "acme".to_owned(),
+        vm: "web".to_owned(),
+        vm_id: "id-7".to_owned(),
+        ..Owner::default()
+    };
     Position::begin("inc1".to_owned(), owner, at(100))
 }
 
