@@ -196,3 +196,26 @@ fn who_takes_over_a_name_does_not_see_what_another_did_under_it() {
         });
     }
 }
+
+#[test]
+fn every_path_that_is_no_text_is_refused_as_everything_else_is() {
+    if !ready() {
+        return;
+    }
+    let host = Host::new();
+    for (method, path) in [
+        ("GET", "/v1/images/%ff"),
+        ("DELETE", "/v1/images/%ff"),
+        ("POST", "/v1/images/%ff/verify"),
+        ("GET", "/v1/operations/%ff"),
+        ("GET", "/v1/operations/%ff/wait"),
+        ("DELETE", "/v1/operations/%ff"),
+        ("GET", "/v1/tenants/%ff"),
+        ("GET", "/v1/tenants/t/vms/%ff"),
+        ("PUT", "/v1/tenants/t/vms/vm/interfaces/%ff/class"),
+        ("PUT", "/v1/network/lists/%ff"),
+    ] {
+        let (status, code, _) = host.refused(method, path, &json!({ "class": "isolated" }));
+        assert_eq!((status, code.as_str()), (400, "invalid"), "{method} {path}");
+    }
+}

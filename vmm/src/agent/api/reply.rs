@@ -57,29 +57,21 @@ impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for Params<
     }
 }
 
+/// The variable parts of a path.
+pub struct At<T>(pub T);
+
 /// The name in a path.
-pub struct One(pub Name);
+pub type One = At<Name>;
 
 /// A tenant's name and that of something of its.
-pub struct Two(pub Key);
+pub type Two = At<Key>;
 
-impl<S: Send + Sync> FromRequestParts<S> for One {
+impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for At<T> {
     type Rejection = Denial;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Denial> {
-        match Path::<Name>::from_request_parts(parts, state).await {
-            Ok(Path(name)) => Ok(Self(name)),
-            Err(error) => Err(Denial::invalid(error.body_text())),
-        }
-    }
-}
-
-impl<S: Send + Sync> FromRequestParts<S> for Two {
-    type Rejection = Denial;
-
-    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Denial> {
-        match Path::<(Name, Name)>::from_request_parts(parts, state).await {
-            Ok(Path(key)) => Ok(Self(key)),
+        match Path::<T>::from_request_parts(parts, state).await {
+            Ok(Path(found)) => Ok(Self(found)),
             Err(error) => Err(Denial::invalid(error.body_text())),
         }
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use axum::extract::{Path, Request, State};
+use axum::extract::{Request, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json, Router};
@@ -22,7 +22,7 @@ use super::super::operations::Op;
 use super::super::state::{Key, of_tenant};
 use super::super::usage::focus;
 use super::auth::Caller;
-use super::reply::{Body, One, Params, Two};
+use super::reply::{At, Body, One, Params, Two};
 use super::server::{no_method, nothing, with};
 use super::streams;
 use crate::utc::Utc;
@@ -182,7 +182,7 @@ async fn list_tenants(State(agent): Shared, Extension(caller): Who) -> Answer<Ve
 /// One tenant.
 #[utoipa::path(get, path = "/v1/tenants/{tenant}", tag = "tenants", params(("tenant" = Name, Path)),
     responses((status = 200, body = Tenant)))]
-async fn get_tenant(State(agent): Shared, One(name): One) -> Answer<Tenant> {
+async fn get_tenant(State(agent): Shared, At(name): One) -> Answer<Tenant> {
     Ok(Json(agent.state().tenant_view(&name)?))
 }
 
@@ -196,7 +196,7 @@ fn made<T: serde::Serialize>(is_new: bool, body: &T) -> Response {
 async fn put_tenant(
     State(agent): Shared,
     Extension(caller): Who,
-    One(name): One,
+    At(name): One,
     Body(spec): Body<TenantSpec>,
 ) -> Result<Response, Denial> {
     let (tenant, is_new) = agent.put_tenant(&name, spec, &caller.requestor()).await?;
@@ -209,7 +209,7 @@ async fn put_tenant(
 async fn delete_tenant(
     State(agent): Shared,
     Extension(caller): Who,
-    One(name): One,
+    At(name): One,
 ) -> Result<StatusCode, Denial> {
     agent.delete_tenant(&name, &caller.requestor()).await?;
     Ok(StatusCode::NO_CONTENT)
@@ -218,7 +218,7 @@ async fn delete_tenant(
 /// A tenant's subnets.
 #[utoipa::path(get, path = "/v1/tenants/{tenant}/subnets", tag = "networks", params(("tenant" = Name, Path)),
     responses((status = 200, body = Vec<Subnet>)))]
-async fn list_subnets(State(agent): Shared, One(tenant): One) -> Answer<Vec<Subnet>> {
+async fn list_subnets(State(agent): Shared, At(tenant): One) -> Answer<Vec<Subnet>> {
     let state = agent.state();
     state.tenant(&tenant)?;
     let keys: Vec<Key> =
@@ -233,7 +233,7 @@ async fn list_subnets(State(agent): Shared, One(tenant): One) -> Answer<Vec<Subn
 async fn put_subnet(
     State(agent): Shared,
     Extension(caller): Who,
-    Two(key): Two,
+    At(key): Two,
     Body(spec): Body<SubnetSpec>,
 ) -> Result<Response, Denial> {
     let (subnet, is_new) = agent.put_subnet(&key, spec, &caller.requestor()).await?;
@@ -246,7 +246,7 @@ async fn put_subnet(
 async fn delete_subnet(
     State(agent): Shared,
     Extension(caller): Who,
-    Two(key): Two,
+    At(key): Two,
 ) -> Result<StatusCode, Denial> {
     agent.delete_subnet(&key, &caller.requestor()).await?;
     Ok(StatusCode::NO_CONTENT)
@@ -279,7 +279,7 @@ async fn list_stats(State(agent): Shared, Extension(caller): Who) -> Json<Vec<Vm
 /// A tenant's VMs.
 #[utoipa::path(get, path = "/v1/tenants/{tenant}/vms", tag = "vms", params(("tenant" = Name, Path)),
     responses((status = 200, body = Vec<Vm>)))]
-async fn list_vms(State(agent): Shared, One(tenant): One) -> Answer<Vec<Vm>> {
+async fn list_vms(State(agent): Shared, At(tenant): One) -> Answer<Vec<Vm>> {
     let state = agent.state();
     state.tenant(&tenant)?;
     Ok(Json(of_tenant(&state.vms, &tenant).map(|(_, vm)| vm.view()).collect()))
@@ -288,7 +288,7 @@ async fn list_vms(State(agent): Shared, One(tenant): One) -> Answer<Vec<Vm>> {
 /// A VM: what is wanted, what is, and why they differ.
 #[utoipa::path(get, path = "/v1/tenants/{tenant}/vms/{vm}", tag = "vms",
     params(("tenant" = Name, Path), ("vm" = Name, Path)), responses((status = 200, body = Vm)))]
-async fn get_vm(State(agent): Shared, Two(key): Two) -> Answer<Vm> {
+async fn get_vm(State(agent): Shared, At(key): Two) -> Answer<Vm> {
     Ok(Json(agent.state().vm(&key)?.view()))
 }
 
@@ -308,7 +308,7 @@ struct PutQuery {
 async fn put_vm(
     State(agent): Shared,
     Extension(caller): Who,
-    Two(key): Two,
+    At(key): Two,
     Params(query): Params<PutQuery>,
     Body(put): Body<VmPut>,
 ) -> Result<Response, Denial> {
@@ -319,7 +319,7 @@ async fn put_vm(
 /// Removes a VM; its volumes stay.
 #[utoipa::path(delete, path = "/v1/tenants/{tenant}/vms/{vm}", tag = "vms",
     params(("tenant" = Name, Path), ("vm" = Name, Path)), responses((status = 202, body = Operation)))]
-async fn delete_vm(State(agent): Shared, Extension(caller): Who, Two(key): Two) -> Result<Response, Denial> {
+async fn delete_vm(State(agent): Shared, Extension(caller): Who, At(key): Two) -> Result<Response, Denial> {
     Ok(accepted(&*agent.delete_vm(&key, &caller.requestor()).await?))
 }
 
@@ -330,7 +330,7 @@ async fn delete_vm(State(agent): Shared, Extension(caller): Who, Two(key): Two) 
 async fn act(
     State(agent): Shared,
     Extension(caller): Who,
-    Two(key): Two,
+    At(key): Two,
     Body(request): Body<ActionRequest>,
 ) -> Result<Response, Denial> {
     Ok(accepted(&*agent.act(&key, &request, &caller.requestor()).await?))
@@ -339,7 +339,7 @@ async fn act(
 /// Counters of a VM's present incarnation.
 #[utoipa::path(get, path = "/v1/tenants/{tenant}/vms/{vm}/stats", tag = "vms",
     params(("tenant" = Name, Path), ("vm" = Name, Path)), responses((status = 200, body = VmStats)))]
-async fn stats(State(agent): Shared, Two(key): Two) -> Answer<VmStats> {
+async fn stats(State(agent): Shared, At(key): Two) -> Answer<VmStats> {
     Ok(Json(agent.stats(&key).await?))
 }
 
@@ -350,7 +350,7 @@ async fn stats(State(agent): Shared, Two(key): Two) -> Answer<VmStats> {
 async fn set_class(
     State(agent): Shared,
     Extension(caller): Who,
-    Path((tenant, vm, interface)): Path<(Name, Name, Name)>,
+    At((tenant, vm, interface)): At<(Name, Name, Name)>,
     Body(change): Body<ClassChange>,
 ) -> Answer<Vm> {
     Ok(Json(agent.set_class(&(tenant, vm), &interface, change.class, &caller.requestor()).await?))
@@ -359,7 +359,7 @@ async fn set_class(
 /// A tenant's volumes.
 #[utoipa::path(get, path = "/v1/tenants/{tenant}/volumes", tag = "volumes", params(("tenant" = Name, Path)),
     responses((status = 200, body = Vec<Volume>)))]
-async fn list_volumes(State(agent): Shared, One(tenant): One) -> Answer<Vec<Volume>> {
+async fn list_volumes(State(agent): Shared, At(tenant): One) -> Answer<Vec<Volume>> {
     let keys: Vec<Key> = {
         let state = agent.state();
         state.tenant(&tenant)?;
@@ -372,7 +372,7 @@ async fn list_volumes(State(agent): Shared, One(tenant): One) -> Answer<Vec<Volu
 /// A volume.
 #[utoipa::path(get, path = "/v1/tenants/{tenant}/volumes/{volume}", tag = "volumes",
     params(("tenant" = Name, Path), ("volume" = Name, Path)), responses((status = 200, body = Volume)))]
-async fn get_volume(State(agent): Shared, Two(key): Two) -> Answer<Volume> {
+async fn get_volume(State(agent): Shared, At(key): Two) -> Answer<Volume> {
     Ok(Json(blocking(move || agent.volume_view(&key)).await?))
 }
 
@@ -383,7 +383,7 @@ async fn get_volume(State(agent): Shared, Two(key): Two) -> Answer<Volume> {
 async fn put_volume(
     State(agent): Shared,
     Extension(caller): Who,
-    Two(key): Two,
+    At(key): Two,
     Body(request): Body<VolumeCreate>,
 ) -> Result<Response, Denial> {
     Ok(accepted(&*agent.create_volume(&key, request, &caller.requestor()).await?))
@@ -396,7 +396,7 @@ async fn put_volume(
 async fn patch_volume(
     State(agent): Shared,
     Extension(caller): Who,
-    Two(key): Two,
+    At(key): Two,
     Body(request): Body<VolumeResize>,
 ) -> Result<Response, Denial> {
     Ok(accepted(&*agent.resize_volume(&key, request.size_mib, &caller.requestor()).await?))
@@ -408,7 +408,7 @@ async fn patch_volume(
 async fn delete_volume(
     State(agent): Shared,
     Extension(caller): Who,
-    Two(key): Two,
+    At(key): Two,
 ) -> Result<StatusCode, Denial> {
     agent.delete_volume(&key, &caller.requestor()).await?;
     Ok(StatusCode::NO_CONTENT)
@@ -421,7 +421,7 @@ async fn delete_volume(
 async fn attach(
     State(agent): Shared,
     Extension(caller): Who,
-    Two(key): Two,
+    At(key): Two,
     Body(request): Body<AttachRequest>,
 ) -> Answer<Vm> {
     Ok(Json(agent.attach(&key, request, false, &caller.requestor()).await?))
@@ -434,7 +434,7 @@ async fn attach(
 async fn detach(
     State(agent): Shared,
     Extension(caller): Who,
-    Two(key): Two,
+    At(key): Two,
     Body(request): Body<DetachRequest>,
 ) -> Answer<Vm> {
     let request = AttachRequest { vm: request.vm, read_only: false };
@@ -461,7 +461,7 @@ async fn import_image(
 /// An image, by its id, the unique beginning of one, or its name.
 #[utoipa::path(get, path = "/v1/images/{image}", tag = "images", params(("image" = String, Path)),
     responses((status = 200, body = Image)))]
-async fn get_image(State(agent): Shared, Path(image): Path<String>) -> Answer<Image> {
+async fn get_image(State(agent): Shared, At(image): At<String>) -> Answer<Image> {
     Ok(Json(blocking(move || agent.image_view(&image)).await?))
 }
 
@@ -471,7 +471,7 @@ async fn get_image(State(agent): Shared, Path(image): Path<String>) -> Answer<Im
 async fn delete_image(
     State(agent): Shared,
     Extension(caller): Who,
-    Path(image): Path<String>,
+    At(image): At<String>,
 ) -> Result<StatusCode, Denial> {
     agent.delete_image(&image, &caller.requestor()).await?;
     Ok(StatusCode::NO_CONTENT)
@@ -483,7 +483,7 @@ async fn delete_image(
 async fn verify_image(
     State(agent): Shared,
     Extension(caller): Who,
-    Path(image): Path<String>,
+    At(image): At<String>,
 ) -> Result<Response, Denial> {
     Ok(accepted(&*agent.verify_image(&image, &caller.requestor())?))
 }
@@ -514,7 +514,7 @@ fn operation(agent: &Agent, caller: &Caller, id: &str) -> Result<Arc<Op>, Denial
 async fn get_operation(
     State(agent): Shared,
     Extension(caller): Who,
-    Path(id): Path<String>,
+    At(id): At<String>,
 ) -> Answer<Operation> {
     Ok(Json(operation(&agent, &caller, &id)?.view()))
 }
@@ -525,7 +525,7 @@ async fn get_operation(
 async fn cancel_operation(
     State(agent): Shared,
     Extension(caller): Who,
-    Path(id): Path<String>,
+    At(id): At<String>,
 ) -> Result<Response, Denial> {
     let op = operation(&agent, &caller, &id)?;
     if !may(&agent, &caller, &op, Role::Write) {
@@ -553,7 +553,7 @@ struct WaitQuery {
 async fn wait_operation(
     State(agent): Shared,
     Extension(caller): Who,
-    Path(id): Path<String>,
+    At(id): At<String>,
     Params(query): Params<WaitQuery>,
 ) -> Answer<Operation> {
     let op = operation(&agent, &caller, &id)?;
@@ -691,7 +691,7 @@ async fn lists(State(agent): Shared) -> Answer<serde_json::Value> {
 async fn put_list(
     State(agent): Shared,
     Extension(caller): Who,
-    Path(list): Path<String>,
+    At(list): At<String>,
     request: Request,
 ) -> Answer<serde_json::Value> {
     let body = axum::body::to_bytes(request.into_body(), agent.config.body_len_max).await;

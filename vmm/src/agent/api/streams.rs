@@ -24,7 +24,7 @@ use utoipa::{IntoParams, ToSchema};
 use super::super::core::{Agent, blocking, store_denial};
 use super::super::model::{Denial, DenialCode, Event, Name};
 use super::auth::Caller;
-use super::reply::{Params, Two};
+use super::reply::{At, Params, Two};
 
 /// What a console is upgraded to.
 const PROTOCOL: &str = "yun-console";
@@ -153,7 +153,7 @@ pub(super) struct LogsQuery {
     responses((status = 200, body = String, content_type = "text/plain")))]
 pub(super) async fn logs(
     State(agent): State<Arc<Agent>>,
-    Two(key): Two,
+    At(key): Two,
     Params(query): Params<LogsQuery>,
 ) -> Result<Response, Denial> {
     let (console, path) = {
@@ -279,7 +279,7 @@ pub(super) fn console_is_written(query: &str) -> bool {
     responses((status = 101, description = "Raw bytes follow, both ways")))]
 pub(super) async fn console(
     State(agent): State<Arc<Agent>>,
-    Two(key): Two,
+    At(key): Two,
     Params(query): Params<ConsoleQuery>,
     mut request: Request,
 ) -> Result<Response, Denial> {
