@@ -1,5 +1,9 @@
 //! Tenants and strangers who want more than is theirs.
 
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use super::client::{self, User};
@@ -195,6 +199,30 @@ fn who_takes_over_a_name_does_not_see_what_another_did_under_it() {
             host.ask_as(READER, "GET", path, &Value::Null).text().contains("own").then_some(())
         });
     }
+}
+
+#[test]
+fn vmms_that_hang_are_waited_for_together() {
+    if !ready() {
+        return;
+    }
+    let host = Host::with(&["--vmm-timeout-ms", "2000"]);
+    let names = ["a", "b", "c", "d"];
+    let pids: Vec<i32> = names
+        .iter()
+        .map(|name| {
+            host.run(name, &spec_with("do=spin", &json!({})));
+            host.vm_pid(name)
+        })
+        .collect();
+    let all = |signal| pids.iter().for_each(|pid| kill(Pid::from_raw(*pid), signal).unwrap());
+    all(Signal::SIGSTOP);
+    let began = Instant::now();
+    let stats = host.get("/v1/stats");
+    let took = began.elapsed();
+    all(Signal::SIGCONT);
+    assert_eq!(stats.as_array().unwrap().len(), names.len());
+    assert!(took < Duration::from_secs(5), "{took:?}");
 }
 
 #[test]
