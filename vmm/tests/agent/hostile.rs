@@ -202,6 +202,29 @@ fn who_takes_over_a_name_does_not_see_what_another_did_under_it() {
 }
 
 #[test]
+fn consoles_count_among_a_users_connections_for_as_long_as_they_are_open() {
+    if !ready() {
+        return;
+    }
+    let host = Host::with(&["--connections-max", "16"]);
+    host.put("/v1/tenants/t", &json!({ "access": [{ "uid": READER.uid, "role": "read" }] }));
+    host.run("vm", &spec_with("do=spin", &json!({})));
+    let path = format!("{}/console", vm_path("t", "vm"));
+    let mut open = Vec::new();
+    let refused = (0..16).find_map(|_| match READER.does(|| client::console(&host.socket(), &path)) {
+        Ok(console) => {
+            open.push(console);
+            None
+        }
+        Err(error) => Some(error.to_string()),
+    });
+    assert!(refused.as_deref().is_some_and(|refused| refused.starts_with("429")), "{refused:?}");
+    assert_eq!(open.len(), 4, "a quarter");
+    drop(open);
+    eventually("a place", || READER.does(|| client::console(&host.socket(), &path)).ok());
+}
+
+#[test]
 fn vmms_that_hang_are_waited_for_together() {
     if !ready() {
         return;

@@ -42,8 +42,8 @@ pub struct Server {
     connections: Arc<Mutex<HashMap<u32, usize>>>,
 }
 
-/// A place among the connections; given back when dropped.
-struct Place {
+/// A place among the connections; given back when dropped. What a request turns its connection into keeps it.
+pub(super) struct Place {
     connections: Arc<Mutex<HashMap<u32, usize>>>,
     uid: u32,
 }
@@ -118,7 +118,9 @@ impl Server {
             tokio::spawn(turn_away(stream, denial));
             return;
         };
-        let service = TowerToHyperService::new(router.clone().layer(Extension(caller)));
+        let place = Arc::new(place);
+        let router = router.clone().layer(Extension(caller)).layer(Extension(Arc::clone(&place)));
+        let service = TowerToHyperService::new(router);
         let mut builder = http1::Builder::new();
         builder
             .timer(TokioTimer::new())

@@ -25,6 +25,7 @@ use super::super::core::{Agent, blocking, store_denial};
 use super::super::model::{Denial, DenialCode, Event, Name};
 use super::auth::Caller;
 use super::reply::{At, Params, Two};
+use super::server::Place;
 
 /// What a console is upgraded to.
 const PROTOCOL: &str = "yun-console";
@@ -279,6 +280,7 @@ pub(super) fn console_is_written(query: &str) -> bool {
     responses((status = 101, description = "Raw bytes follow, both ways")))]
 pub(super) async fn console(
     State(agent): State<Arc<Agent>>,
+    Extension(place): Extension<Arc<Place>>,
     At(key): Two,
     Params(query): Params<ConsoleQuery>,
     mut request: Request,
@@ -306,6 +308,8 @@ pub(super) async fn console(
     tokio::spawn(async move {
         attached(upgrade, before, live, input).await;
         drop(token);
+        // It was a connection to the end.
+        drop(place);
     });
     let headers = [(header::CONNECTION, "Upgrade"), (header::UPGRADE, PROTOCOL)];
     Ok((StatusCode::SWITCHING_PROTOCOLS, headers).into_response())
