@@ -2,7 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
@@ -12,6 +12,7 @@ use devices::virtio::block::{Backend, Erasure};
 use devices::virtio::queue::truncate;
 use nix::fcntl::{FallocateFlags, fallocate};
 
+use crate::kvm::blkdev;
 use crate::mem::vectored;
 
 const SECTOR: u64 = 512;
@@ -135,7 +136,7 @@ impl Disk {
 
     fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
         if self.is_device {
-            return discard_device(&self.file, offset, len);
+            return blkdev::discard(&self.file, offset, len);
         }
         self.allocate(FallocateFlags::FALLOC_FL_PUNCH_HOLE, offset, len)
     }
@@ -160,18 +161,6 @@ impl Disk {
 /// Bytes of zeros that are held, and how often a system call writes them.
 const ZEROS: usize = 16 << 10;
 const ZEROS_AT_ONCE: usize = 64;
-
-/// `BLKDISCARD`, linux/fs.h.
-const BLKDISCARD: libc::c_ulong = 0x1277;
-
-fn discard_device(device: &File, offset: u64, len: u64) -> io::Result<()> {
-    let range = [offset, len];
-    // SAFETY: BLKDISCARD reads two 64-bit numbers, which `range` holds for the length of the call, and writes nothing.
-    match unsafe { libc::ioctl(device.as_raw_fd(), BLKDISCARD as _, range.as_ptr()) } {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
-}
 
 /// Whether `error` says that the storage has no such operation, or not for a range like that: there is another way.
 fn is_not_offered(error: &io::Error) -> bool {

@@ -1,6 +1,7 @@
-//! KVM: the virtual machine, its memory slots, its interrupts and its vCPUs; and the ioctls of TAP devices. One of the rooms
-//! with `unsafe`.
+//! KVM: the virtual machine, its memory slots, its interrupts and its vCPUs; and the ioctls of TAP and block devices. One of the
+//! rooms with `unsafe`.
 
+pub mod blkdev;
 pub mod kick;
 pub mod tun;
 pub mod vcpu;
