@@ -86,7 +86,7 @@ fn a_function_says_what_it_is_through_the_root() {
     let sink = CountingSink::new(vector_count(2));
     let owner = Box::new(InlineOwner::new());
     let function = Arc::new(PciTransport::new(FakeDevice::new().0, Arc::new(ram), owner, sink, BAR));
-    let mut root = PciRoot::new();
+    let root = PciRoot::new();
     assert_eq!(root.add(function), Ok(1));
     let ecam = PciEcam::new(Arc::new(root));
     let read = |offset: u64| {

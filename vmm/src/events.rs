@@ -29,6 +29,10 @@ pub enum EventKind {
     Shutdown,
     /// A device stopped working as it should; the reason says how.
     DeviceError,
+    /// A device was added while the guest runs; it finds it a little later.
+    DeviceAdded,
+    /// A device was removed while the guest runs.
+    DeviceRemoved,
 }
 
 /// One line of `GET /events`.

@@ -5,6 +5,7 @@
 //! path. A *counter* only grows: the JSON line holds what was added since the line before (as Firecracker's does), the
 //! OpenMetrics text holds the sum. A *gauge* is shown as it is, in both.
 
+mod retired;
 mod sink;
 
 use std::collections::BTreeMap;
@@ -16,6 +17,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use crate::output;
 use crate::spec;
 use crate::utc::Utc;
+use retired::Retired;
 use sink::Sink;
 
 /// How a number behaves.
@@ -70,7 +72,12 @@ struct Entry {
     source: Arc<dyn MetricSource>,
     /// The counters as the last JSON line had them, in the source's order.
     written: Vec<u64>,
+    /// The source, if it stands for those that have gone.
+    retired: Option<Arc<Retired>>,
 }
+
+/// The instance that stands for all of a family that have gone: no device's id has a hyphen.
+pub const REMOVED: &str = "removed-devices";
 
 /// A plain counter, for those who have no other.
 #[derive(Debug, Default)]
@@ -131,7 +138,43 @@ impl Metrics {
     pub fn register(&self, group: Group, source: Arc<dyn MetricSource>) {
         let mut entries = lock(&self.entries);
         entries.retain(|entry| entry.group != group);
-        entries.push(Entry { group, source, written: Vec::new() });
+        entries.push(Entry { group, source, written: Vec::new(), retired: None });
+    }
+
+    /// Drops one of several who count, which has gone. Its counters stay in the sums, as those of the instance
+    /// [`REMOVED`], which stands for all of its family that have gone.
+    pub fn retire(&self, family: &'static str, id: &str) {
+        let mut entries = lock(&self.entries);
+        let gone = Group::instance(family, id);
+        let Some(at) = entries.iter().position(|entry| entry.group == gone) else { return };
+        let gone = entries.remove(at);
+        let group = Group::instance(family, REMOVED);
+        let at = entries.iter().position(|entry| entry.group == group).unwrap_or_else(|| {
+            let retired = Arc::new(Retired::default());
+            entries.push(Entry {
+                group,
+                source: retired.clone(),
+                written: Vec::new(),
+                retired: Some(retired),
+            });
+            entries.len() - 1
+        });
+        let entry = &mut entries[at];
+        let Some(retired) = &entry.retired else { return };
+        // What the last line had of it, this has had: in the source's order, without gauges.
+        let mut written = gone.written.into_iter();
+        let mut counters = 0;
+        gone.source.read(&mut |reading| {
+            let before = written.next().unwrap_or(0);
+            if reading.kind == MetricKind::Counter {
+                if entry.written.len() <= counters {
+                    entry.written.push(0);
+                }
+                entry.written[counters] += before;
+                counters += 1;
+            }
+        });
+        retired.add(&*gone.source);
     }
 
     /// Opens the file that receives the JSON lines, and writes the first.

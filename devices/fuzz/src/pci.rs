@@ -47,7 +47,7 @@ struct Machine {
 impl Machine {
     fn new() -> Self {
         let ram = ram::flat(RAM_BYTES);
-        let (mut memory, mut ports, mut root) = (Bus::new(), Bus::new(), PciRoot::new());
+        let (mut memory, mut ports, root) = (Bus::new(), Bus::new(), PciRoot::new());
         let net = Net::new(Box::new(FakeTap::new()), &NetOptions::default());
         let devices: [Box<dyn Idle>; FUNCTIONS as usize] =
             [Box::new(net), Box::new(Rng::new(&Default::default())), FakeDevice::new().0];

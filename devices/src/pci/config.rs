@@ -21,6 +21,13 @@ const COMMAND_WRITABLE: u16 = 1 << 1 | 1 << 2 | 1 << 10;
 /// Status register: there is a capability list.
 const STATUS_CAPABILITIES: u16 = 1 << 4;
 
+/// Enhanced Allocation's capability ID.
+const ENHANCED_ALLOCATION: u8 = 0x14;
+const ENTRIES_ONE: u8 = 1;
+/// The first word of an entry: two words follow (bits 2:0), it is what BAR 0 would be (7:4) and memory (15:8), for a reader
+/// that does not know this kind there is no second best (23:16), and it is enabled (31).
+const EA_ENTRY_BAR0: u32 = 2 | 0xff << 16 | 1 << 31;
+
 /// What a function says it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Identity {
@@ -93,6 +100,22 @@ impl PciConfig {
         assert!(size.is_power_of_two() && size >= 16, "a BAR's size is a power of two, not {size:#x}");
         assert!(address.is_multiple_of(size), "a BAR at {address:#x} is aligned to its size {size:#x}");
         self.bar0 = Some(Bar { address, size, sizing: false });
+    }
+
+    /// Gives the function `size` bytes of memory at `address`, for good, in the place of BAR 0, which reads zero: Enhanced
+    /// Allocation (PCI Express 5.0 §7.8.5). For functions that come while the guest runs: a guest that finds a BAR then gives
+    /// it an address of its own choice, and this says that there is none to be made.
+    ///
+    /// # Panics
+    /// As [`PciConfig::set_bar0`] and [`PciConfig::add_capability`].
+    pub fn set_fixed_memory(&mut self, address: u32, size: u32) {
+        assert!(size.is_power_of_two() && size >= 16, "a range's size is a power of two, not {size:#x}");
+        assert!(address.is_multiple_of(size), "a range at {address:#x} is aligned to its size {size:#x}");
+        let mut body = vec![ENTRIES_ONE, 0];
+        for word in [EA_ENTRY_BAR0, address, size - 4] {
+            body.extend(word.to_le_bytes());
+        }
+        self.add_capability(ENHANCED_ALLOCATION, &body, &[]);
     }
 
     /// Appends a capability: its ID, and `body`, which follows the two bytes of ID and link. The guest may write the bits of
@@ -194,6 +217,28 @@ mod tests {
         });
         config.set_bar0(0xe000_0000, 0x8000);
         config
+    }
+
+    #[test]
+    fn fixed_memory_is_told_by_enhanced_allocation_and_bar_0_is_not_there() {
+        let mut config = PciConfig::new(&Identity {
+            vendor: 1,
+            device: 2,
+            revision: 0,
+            class: 0,
+            subsystem_vendor: 0,
+            subsystem: 0,
+        });
+        config.set_fixed_memory(0xe100_8000, 0x8000);
+        let at = u16::from(config.read_u32(0x34).to_le_bytes()[0]);
+        // One entry; of an entry: its kind, where it begins, and its last 32-bit word.
+        let words = [0, 4, 8, 12].map(|word| config.read_u32(at + word));
+        assert_eq!(words, [0x0001_0014, 0x80ff_0002, 0xe100_8000, 0x7ffc]);
+        for value in [0xffff_ffff, 0xe200_0000u32] {
+            config.write(0x10, &value.to_le_bytes());
+            config.write(at + 8, &value.to_le_bytes());
+            assert_eq!((config.read_u32(0x10), config.read_u32(at + 8)), (0, 0xe100_8000));
+        }
     }
 
     #[test]

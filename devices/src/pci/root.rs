@@ -1,14 +1,16 @@
-//! The root of the only bus: which function a configuration access means.
+//! The root of the only bus: which function an access means.
 //!
 //! ```text
 //!   ports 0xcf8, 0xcfc ── PciPorts ──┐
 //!                                    ├── PciRoot: 32 slots, function 0 of each ── PciFunction
-//!   ECAM, 4 KiB a function ── PciEcam┘        slot 0: the host bridge
+//!   ECAM, 4 KiB a function ── PciEcam┤        slot 0: the host bridge
+//!   BARs, one window a slot ─ PciBars┘
 //! ```
-//! An absent function reads as all ones, with one look at an array.
+//! An absent function reads as all ones, with one look at an array. Functions may come and go while the guest runs: a lock a
+//! slot, held for as long as its function is looked up.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use super::config::{Identity, PciConfig};
 use crate::bus::BusDevice;
@@ -38,6 +40,11 @@ pub trait PciFunction: Send + Sync {
 
     /// Takes `data`.
     fn config_write(&self, offset: u16, data: &[u8]);
+
+    /// What answers in BAR 0, if the function has one.
+    fn bar0(&self) -> Option<&dyn BusDevice> {
+        None
+    }
 }
 
 /// Why a function could not be added.
@@ -62,9 +69,11 @@ impl PciFunction for HostBridge {
     fn config_write(&self, _offset: u16, _data: &[u8]) {}
 }
 
-/// The bus and what sits on it. The machine fills it, then shares it between the two ways of access.
+type Slot = Option<Arc<dyn PciFunction>>;
+
+/// The bus and what sits on it, shared between the ways of access. Functions are added and removed from any thread.
 pub struct PciRoot {
-    slots: [Option<Arc<dyn PciFunction>>; SLOTS],
+    slots: [RwLock<Slot>; SLOTS],
 }
 
 impl Default for PciRoot {
@@ -85,41 +94,73 @@ impl PciRoot {
             subsystem_vendor: 0,
             subsystem: 0,
         });
-        let mut slots = [const { None }; SLOTS];
-        slots[0] = Some(Arc::new(HostBridge(bridge)) as Arc<dyn PciFunction>);
-        Self { slots }
+        let root = Self { slots: [const { RwLock::new(None) }; SLOTS] };
+        *root.write_slot(0) = Some(Arc::new(HostBridge(bridge)));
+        root
+    }
+
+    fn read_slot(&self, slot: usize) -> RwLockReadGuard<'_, Slot> {
+        self.slots[slot].read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write_slot(&self, slot: usize) -> RwLockWriteGuard<'_, Slot> {
+        self.slots[slot].write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether nothing is in a slot.
+    #[must_use]
+    pub fn is_free(&self, slot: usize) -> bool {
+        self.function(slot).is_none()
+    }
+
+    /// The first slot where nothing is.
+    #[must_use]
+    pub fn free_slot(&self) -> Option<usize> {
+        (0..SLOTS).find(|slot| self.read_slot(*slot).is_none())
     }
 
     /// Puts `function` into the first free slot, which is returned.
     ///
     /// # Errors
     /// [`SlotError::Full`].
-    pub fn add(&mut self, function: Arc<dyn PciFunction>) -> Result<usize, SlotError> {
-        let slot = self.slots.iter().position(Option::is_none).ok_or(SlotError::Full)?;
-        self.slots[slot] = Some(function);
-        Ok(slot)
+    pub fn add(&self, function: Arc<dyn PciFunction>) -> Result<usize, SlotError> {
+        let slot = self.free_slot().ok_or(SlotError::Full)?;
+        self.insert(slot, function).map(|()| slot)
     }
 
     /// Puts `function` into `slot`.
     ///
     /// # Errors
     /// [`SlotError::Unusable`]; the bus is unchanged then.
-    pub fn insert(&mut self, slot: usize, function: Arc<dyn PciFunction>) -> Result<(), SlotError> {
-        match self.slots.get_mut(slot) {
-            Some(free @ None) => {
+    pub fn insert(&self, slot: usize, function: Arc<dyn PciFunction>) -> Result<(), SlotError> {
+        if slot >= SLOTS {
+            return Err(SlotError::Unusable(slot));
+        }
+        match &mut *self.write_slot(slot) {
+            free @ None => {
                 *free = Some(function);
                 Ok(())
             }
-            _ => Err(SlotError::Unusable(slot)),
+            Some(_) => Err(SlotError::Unusable(slot)),
         }
     }
 
+    /// Takes the function out of `slot`: for the guest it is gone when this returns, but for an access that is under way.
+    pub fn remove(&self, slot: usize) -> Option<Arc<dyn PciFunction>> {
+        (slot < SLOTS).then(|| self.write_slot(slot).take()).flatten()
+    }
+
+    /// The function in a slot.
+    fn function(&self, slot: usize) -> Slot {
+        (slot < SLOTS).then(|| self.read_slot(slot).clone()).flatten()
+    }
+
     /// The function at this bus, device and function number, packed as bits 15:8, 7:3 and 2:0.
-    fn find(&self, bdf: usize) -> Option<&dyn PciFunction> {
+    fn find(&self, bdf: usize) -> Slot {
         if bdf & 7 != 0 {
             return None;
         }
-        self.slots.get(bdf >> 3)?.as_deref()
+        self.function(bdf >> 3)
     }
 
     /// All accesses end here; `address` is as in the ECAM.
@@ -148,7 +189,7 @@ impl PciRoot {
         }
     }
 
-    fn decode(&self, address: u64) -> (Option<&dyn PciFunction>, u16) {
+    fn decode(&self, address: u64) -> (Slot, u16) {
         let offset = u16::try_from(address % FUNCTION_SIZE).expect("below 4096");
         (usize::try_from(address / FUNCTION_SIZE).ok().and_then(|bdf| self.find(bdf)), offset)
     }
@@ -220,6 +261,46 @@ impl BusDevice for PciEcam {
     }
 }
 
+/// The memory of all functions: as many windows of one size as there are slots, in their order, each of which is the slot's
+/// BAR 0. Put it where slot 0's window begins.
+pub struct PciBars {
+    root: Arc<PciRoot>,
+    size: u64,
+}
+
+impl PciBars {
+    /// Windows of `size` bytes each. What is beyond a function's BAR in its window, or has no function, reads as all ones.
+    #[must_use]
+    pub fn new(root: Arc<PciRoot>, size: u32) -> Self {
+        Self { root, size: size.into() }
+    }
+
+    /// Bytes of all windows.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.size * SLOTS as u64
+    }
+
+    fn find(&self, offset: u64) -> Slot {
+        self.root.function(usize::try_from(offset / self.size).ok()?)
+    }
+}
+
+impl BusDevice for PciBars {
+    fn read(&self, offset: u64, data: &mut [u8]) {
+        match self.find(offset).as_ref().and_then(|function| function.bar0()) {
+            Some(bar) => bar.read(offset % self.size, data),
+            None => data.fill(0xff),
+        }
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) {
+        if let Some(bar) = self.find(offset).as_ref().and_then(|function| function.bar0()) {
+            bar.write(offset % self.size, data);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -238,7 +319,7 @@ mod tests {
     }
 
     fn rig() -> (PciPorts, PciEcam) {
-        let mut root = PciRoot::new();
+        let root = PciRoot::new();
         assert_eq!(root.add(Arc::new(Stub)), Ok(1));
         assert_eq!(root.insert(1, Arc::new(Stub)), Err(SlotError::Unusable(1)));
         assert_eq!(root.insert(32, Arc::new(Stub)), Err(SlotError::Unusable(32)));
@@ -292,7 +373,7 @@ mod tests {
 
     #[test]
     fn a_full_bus_refuses_one_more() {
-        let mut root = PciRoot::new();
+        let root = PciRoot::new();
         for slot in 1..SLOTS {
             assert_eq!(root.add(Arc::new(Stub)), Ok(slot));
         }

@@ -71,6 +71,10 @@ impl From<&Answer> for Reply {
             Err(
                 denial @ (Denial::BeforeStart
                 | Denial::AfterStart
+                | Denial::NoPci
+                | Denial::NoDevice(_)
+                | Denial::RootDevice(_)
+                | Denial::Kept { .. }
                 | Denial::Ended
                 | Denial::Gone
                 | Denial::BootSource(_)

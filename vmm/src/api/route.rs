@@ -5,7 +5,7 @@
 
 use serde::Deserialize;
 
-use crate::control::{Command, Configure, Denial, DriveError, NetError};
+use crate::control::{Command, Configure, Denial, DriveError, NetError, Unplug};
 use crate::spec::{
     Action, ActionBody, BootSource, Drive, DriveBody, DrivePatch, Entropy, IdError, Logger, MachineConfig,
     MachineConfigPatch, Metrics, NetworkInterface, NetworkInterfacePatch, Serial, VmState, VmStateBody,
@@ -154,7 +154,7 @@ pub fn route(method: Method, target: &str, body: &[u8]) -> Result<Routed, ApiErr
         Method::Get => get(resource, segments.next()),
         Method::Put => put(resource, segments.next(), body),
         Method::Patch => patch(resource, segments.next(), body),
-        Method::Delete => Err(unknown(method, resource)),
+        Method::Delete => delete(resource, segments.next()),
     }
 }
 
@@ -250,6 +250,15 @@ fn patch(resource: &str, id: Option<&str>, body: &[u8]) -> Result<Routed, ApiErr
     .into())
 }
 
+fn delete(resource: &str, id: Option<&str>) -> Result<Routed, ApiError> {
+    let of: fn(String) -> Unplug = match resource {
+        "drives" => Unplug::Drive,
+        "network-interfaces" => Unplug::NetworkInterface,
+        _ => return Err(unknown(Method::Delete, resource)),
+    };
+    Ok(Command::Unplug(of(checked_id(id)?.to_owned())).into())
+}
+
 fn json<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, ApiError> {
     Ok(serde_json::from_slice(body)?)
 }
@@ -278,7 +287,7 @@ fn unknown(method: Method, resource: &str) -> ApiError {
         Method::Get => &["balloon", "mmds", "hotplug"],
         Method::Put => &["balloon", "cpu-config", "hotplug", "mmds", "pmem", "snapshot", "vsock"],
         Method::Patch => &["balloon", "hotplug", "mmds", "pmem"],
-        Method::Delete => &["drives", "network-interfaces", "pmem"],
+        Method::Delete => &["pmem"],
     };
     let path = resource.to_owned();
     if firecrackers.contains(&resource) {

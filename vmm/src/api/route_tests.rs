@@ -92,8 +92,7 @@ fn what_firecracker_has_and_this_build_has_not_is_refused_by_name() {
         ("PUT /pmem/a", "{}"),
         ("GET /hotplug/memory", ""),
         ("PUT /cpu-config", "{}"),
-        ("DELETE /drives/a", ""),
-        ("DELETE /network-interfaces/a", ""),
+        ("DELETE /pmem/a", ""),
     ] {
         let text = refusal(request, body);
         let name = request.split('/').nth(1).unwrap();
@@ -338,4 +337,20 @@ proptest! {
             prop_assert!(!reply.body.contains(&b'\n'));
         }
     }
+}
+
+#[test]
+fn devices_that_are_to_go_are_named_in_the_path() {
+    for (path, what) in [
+        ("/drives/d", Unplug::Drive("d".to_owned())),
+        ("/network-interfaces/eth0", Unplug::NetworkInterface("eth0".to_owned())),
+    ] {
+        assert_eq!(route(Method::Delete, path, b"").unwrap(), Command::Unplug(what).into());
+        assert!(matches!(route(Method::Delete, path, b"{}"), Err(ApiError::UnexpectedBody)), "{path}");
+    }
+    for path in ["/drives", "/drives/", "/drives/a-b"] {
+        assert!(matches!(route(Method::Delete, path, b""), Err(ApiError::Id(_))), "{path}");
+    }
+    assert!(matches!(route(Method::Delete, "/vm", b""), Err(ApiError::MethodOrPath { .. })));
+    assert!(matches!(route(Method::Delete, "/pmem/p", b""), Err(ApiError::NotSupported { .. })));
 }

@@ -30,6 +30,24 @@ pub enum Configure {
     Serial(Serial),
 }
 
+/// A device that is to go while the guest runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Unplug {
+    /// `DELETE /drives/{id}`.
+    Drive(String),
+    /// `DELETE /network-interfaces/{id}`.
+    NetworkInterface(String),
+}
+
+impl Unplug {
+    /// Its name.
+    #[must_use]
+    pub fn id(&self) -> &str {
+        let (Self::Drive(id) | Self::NetworkInterface(id)) = self;
+        id
+    }
+}
+
 /// Everything that can be asked of a microVM; each value is checked as far as that goes without the microVM.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Command {
@@ -41,7 +59,7 @@ pub enum Command {
     GetVmConfig,
     /// `GET /machine-config`.
     GetMachineConfig,
-    /// Change what will be built at the start.
+    /// Change what will be built at the start; a drive or an interface, also after it.
     Configure(Configure),
     /// `PUT /logger`.
     PutLogger(Logger),
@@ -63,6 +81,8 @@ pub enum Command {
     PatchDrive(DrivePatch),
     /// `PATCH /network-interfaces/{id}`.
     PatchNetworkInterface(NetworkInterfacePatch),
+    /// Take a device away from a guest that runs; answered when it has gone, or the guest keeps it.
+    Unplug(Unplug),
 }
 
 /// What a command that was carried out has to show.

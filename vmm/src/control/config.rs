@@ -5,7 +5,8 @@
 
 use std::io;
 
-use super::{BootSourceError, Configure, Denial, DriveError, NetError, Outcome};
+use super::{BootSourceError, Configure, Denial, DriveError, NetError, Outcome, Unplug};
+use crate::machine::plug::Which;
 use crate::spec::{
     BootSource, Drive, DrivePatch, DriveView, Entropy, MachineConfig, NetworkInterface,
     NetworkInterfacePatch, RateLimiter, Serial, TapSource, VmConfig,
@@ -201,6 +202,78 @@ impl<H: HostFiles> VmResources<H> {
         Ok(())
     }
 
+    /// Adds a drive to a started microVM: opens its image, lets `apply` add the device, and notes it, the last.
+    ///
+    /// # Errors
+    /// [`Denial`], also if `apply` fails, with its text; then nothing has changed here.
+    pub fn plug_drive(
+        &mut self,
+        host: &mut H,
+        spec: Drive,
+        apply: impl FnOnce(&DriveEntry<H>) -> Result<(), String>,
+    ) -> Result<Outcome, Denial> {
+        if self.drives.iter().any(|drive| drive.spec.id == spec.id) {
+            return Err(DriveError::IdInUse(spec.id).into());
+        }
+        if spec.root {
+            return Err(DriveError::LateRoot.into());
+        }
+        let file = host
+            .open_drive(&spec.path, spec.read_only, None)
+            .map_err(|error| DriveError::open(&error, &spec.path))?;
+        let entry = DriveEntry { spec, file };
+        apply(&entry).map_err(DriveError::Plug)?;
+        self.drives.push(entry);
+        Ok(Outcome::Done)
+    }
+
+    /// Adds a network interface to a started microVM, likewise.
+    ///
+    /// # Errors
+    /// As [`VmResources::plug_drive`].
+    pub fn plug_net(
+        &mut self,
+        host: &mut H,
+        spec: NetworkInterface,
+        apply: impl FnOnce(&NetEntry<H>) -> Result<(), String>,
+    ) -> Result<Outcome, Denial> {
+        if self.nets.iter().any(|net| net.spec.iface_id == spec.iface_id) {
+            return Err(NetError::IdInUse(spec.iface_id).into());
+        }
+        let entry = self.open_net(host, spec, None)?;
+        apply(&entry).map_err(NetError::Plug)?;
+        self.nets.push(entry);
+        Ok(Outcome::Done)
+    }
+
+    /// The place of a device that is to go among those of its kind.
+    ///
+    /// # Errors
+    /// [`Denial::NoDevice`], [`Denial::RootDevice`].
+    pub fn place_of(&self, what: &Unplug) -> Result<Which, Denial> {
+        let found = match what {
+            Unplug::Drive(id) => self.drives.iter().position(|drive| drive.spec.id == *id).map(Which::Drive),
+            Unplug::NetworkInterface(id) => {
+                self.nets.iter().position(|net| net.spec.iface_id == *id).map(Which::Net)
+            }
+        };
+        match found {
+            None => Err(Denial::NoDevice(what.id().to_owned())),
+            Some(Which::Drive(index)) if self.drives[index].spec.root => {
+                Err(Denial::RootDevice(what.id().to_owned()))
+            }
+            Some(which) => Ok(which),
+        }
+    }
+
+    /// Forgets a device that has gone, and closes its file.
+    pub fn remove(&mut self, which: Which) {
+        match which {
+            Which::Drive(index) => drop(self.drives.remove(index)),
+            Which::Net(index) => drop(self.nets.remove(index)),
+        }
+    }
+
     fn put_drive(&mut self, host: &mut H, spec: Drive) -> Result<(), DriveError> {
         let place = self.drives.iter().position(|drive| drive.spec.id == spec.id);
         let has_root = self.drives.first().is_some_and(|drive| drive.spec.root);
@@ -228,6 +301,21 @@ impl<H: HostFiles> VmResources<H> {
 
     fn put_net(&mut self, host: &mut H, spec: NetworkInterface) -> Result<(), NetError> {
         let place = self.nets.iter().position(|net| net.spec.iface_id == spec.iface_id);
+        let entry = self.open_net(host, spec, place)?;
+        match place {
+            None => self.nets.push(entry),
+            Some(index) => self.nets[index] = entry,
+        }
+        Ok(())
+    }
+
+    /// Opens an interface that is to be in `place`, if one is there.
+    fn open_net(
+        &self,
+        host: &mut H,
+        spec: NetworkInterface,
+        place: Option<usize>,
+    ) -> Result<NetEntry<H>, NetError> {
         let mac_taken =
             |mac| self.nets.iter().any(|n| n.spec.iface_id != spec.iface_id && n.spec.guest_mac == Some(mac));
         if let Some(mac) = spec.guest_mac.filter(|mac| mac_taken(*mac)) {
@@ -241,12 +329,7 @@ impl<H: HostFiles> VmResources<H> {
                 TapSource::Fd(fd) => format!("descriptor {fd}"),
             },
         })?;
-        let entry = NetEntry { spec, tap };
-        match place {
-            None => self.nets.push(entry),
-            Some(index) => self.nets[index] = entry,
-        }
-        Ok(())
+        Ok(NetEntry { spec, tap })
     }
 
     /// Changes a drive of a started microVM: opens the new image if one is named, lets `apply` make the change in the

@@ -15,6 +15,28 @@ pub enum Denial {
     /// The command is about what is configured before the start.
     #[error("The requested operation is not supported after starting the microVM.")]
     AfterStart,
+    /// A device is to come or go while the guest runs, and there is no bus for that.
+    #[error(
+        "The requested operation is not supported after starting the microVM. PCI is not enabled: with --enable-pci \
+         devices come and go while the guest runs."
+    )]
+    NoPci,
+    /// A device that is to go is not there.
+    #[error("Device not found: {0}")]
+    NoDevice(String),
+    /// The root device is to go.
+    #[error("Cannot unplug root device: {0}")]
+    RootDevice(String),
+    /// The guest keeps a device that is to go.
+    #[error(
+        "The guest has not let go of device {id} within {seconds} s: it keeps it. Have the guest stop using it, then try again."
+    )]
+    Kept {
+        /// Which.
+        id: String,
+        /// How long it was waited for.
+        seconds: u64,
+    },
     /// The guest is no more; the process is about to end.
     #[error("The microVM has ended.")]
     Ended,
@@ -87,6 +109,15 @@ pub enum DriveError {
         /// The image.
         path: String,
     },
+    /// A drive that is to come while the guest runs is there already.
+    #[error("Device ID in use: {0}")]
+    IdInUse(String),
+    /// A drive that is to come while the guest runs can't be what it has booted from.
+    #[error("is_root_device: a root device can only be there from the start; accepted is false")]
+    LateRoot,
+    /// The drive can't come while the guest runs.
+    #[error("Unable to hot-plug the block device: {0}")]
+    Plug(String),
     /// Another drive is the root device.
     #[error("A root block device already exists!")]
     SecondRoot,
@@ -147,6 +178,12 @@ pub enum NetError {
         /// The device.
         name: String,
     },
+    /// An interface that is to come while the guest runs is there already.
+    #[error("Device ID in use: {0}")]
+    IdInUse(String),
+    /// The interface can't come while the guest runs.
+    #[error("Unable to hot-plug the network device: {0}")]
+    Plug(String),
     /// Another interface has the address.
     #[error("The MAC address is already in use: {0}")]
     MacInUse(String),

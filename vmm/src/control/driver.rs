@@ -28,6 +28,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::config::{DriveEntry, HostFiles, NetEntry, VmResources};
 use super::end::End;
 use super::lifecycle::{self, State, Verdict};
+use super::unplug::Pending;
 use super::{Answer, Command, Configure, Denial, Envelope, Outcome};
 use crate::arch::x86_64::cpuid::Topology;
 use crate::boot::cmdline::Root;
@@ -37,9 +38,11 @@ use crate::host::disk::Disk;
 use crate::host::lent::Received;
 use crate::host::tap::Tap;
 use crate::machine::Machine;
-use crate::machine::build::OnDeviceError;
+use crate::machine::devices::OnDeviceError;
 use crate::machine::ended::Reason;
 use crate::machine::plan::{DrivePlan, NetPlan, Plan};
+use crate::machine::plug::Which;
+use crate::machine::slots::OnEject;
 use crate::mem::ram::Backing;
 use crate::metrics::Metrics;
 use crate::sandbox::descriptors::inherited;
@@ -133,18 +136,20 @@ pub struct Shared {
 /// See the [module](self).
 pub struct Driver {
     options: Options,
-    shared: Shared,
+    pub(super) shared: Shared,
     inbox: Receiver<Envelope>,
     signals: SignalFd,
     end: Arc<End>,
     state: State,
     host: Host,
-    resources: VmResources<Host>,
+    pub(super) resources: VmResources<Host>,
     console: Console,
     epoll: Epoll,
-    machine: Option<Machine>,
+    pub(super) machine: Option<Machine>,
     /// When the guest must have switched itself off.
     deadline: Option<Instant>,
+    /// Who waits for a device to go.
+    pub(super) unplugs: Vec<Pending>,
 }
 
 const TOKEN_COMMAND: u64 = 0;
@@ -194,6 +199,7 @@ impl Driver {
             epoll: Epoll::new()?,
             machine: None,
             deadline: None,
+            unplugs: Vec::new(),
         })
     }
 
@@ -267,6 +273,9 @@ impl Driver {
                 }
             }
             let now = Instant::now();
+            if !self.unplugs.is_empty() {
+                self.see_to_unplugs(now);
+            }
             if now >= metrics_due {
                 metrics_due = now + METRICS_PERIOD;
                 let _ = self.shared.metrics.flush(); // counted as missed
@@ -286,8 +295,10 @@ impl Driver {
     }
 
     fn timeout_ms(&self, metrics_due: Instant) -> i32 {
-        let next = self.deadline.map_or(metrics_due, |deadline| deadline.min(metrics_due));
-        let wait = next.saturating_duration_since(Instant::now());
+        let now = Instant::now();
+        let others = [self.deadline, self.unplugs_due(now)];
+        let next = others.into_iter().flatten().fold(metrics_due, Instant::min);
+        let wait = next.saturating_duration_since(now);
         i32::try_from(wait.as_micros().div_ceil(1000)).unwrap_or(i32::MAX)
     }
 
@@ -302,10 +313,15 @@ impl Driver {
         let _ = self.shared.wake.read();
         while let Ok(envelope) = self.inbox.try_recv() {
             self.host.received = envelope.received.into();
-            let answer = self.take(envelope.command);
-            // What was not asked for is closed before anybody hears.
-            self.host.received = Received::default();
-            envelope.reply.answer(answer);
+            match envelope.command {
+                Command::Unplug(what) if self.machine.is_some() => self.begin_unplug(what, envelope.reply),
+                command => {
+                    let answer = self.take(command);
+                    // What was not asked for is closed before anybody hears.
+                    self.host.received = Received::default();
+                    envelope.reply.answer(answer);
+                }
+            }
         }
     }
 
@@ -348,6 +364,7 @@ impl Driver {
         self.machine = None;
         // What the last vCPUs of the old guest had to say is about the old guest.
         let _ = self.end.take();
+        self.end_unplugs();
         match self.start() {
             Ok(()) => {
                 log::info!("{reason}; started again");
@@ -379,7 +396,10 @@ impl Driver {
             Command::GetVersion => Ok(Outcome::Version(crate::spec::Version::default())),
             Command::GetVmConfig => Ok(Outcome::VmConfig(Box::new(self.resources.view()))),
             Command::GetMachineConfig => Ok(Outcome::MachineConfig(self.resources.machine().clone())),
+            Command::Configure(what) if self.machine.is_some() => self.plug(what),
             Command::Configure(what) => self.resources.configure(&mut self.host, what),
+            // It takes time: see `take_commands`.
+            Command::Unplug(_) => Err(Denial::BeforeStart),
             Command::PutLogger(logger) => match crate::logger::configure(&logger) {
                 Ok(()) => Ok(Outcome::Done),
                 Err(e) => Err(Denial::Logger(format!("Failed to open target file: {e}"))),
@@ -439,8 +459,37 @@ impl Driver {
         }
     }
 
-    fn machine(&self) -> Result<&Machine, Denial> {
+    pub(super) fn machine(&self) -> Result<&Machine, Denial> {
         self.machine.as_ref().ok_or(Denial::BeforeStart)
+    }
+
+    /// Adds a device to a guest that runs.
+    fn plug(&mut self, what: Configure) -> Answer {
+        let machine = self.machine.as_mut().ok_or(Denial::BeforeStart)?;
+        if !machine.has_slots() {
+            return Err(Denial::NoPci);
+        }
+        let (id, which, done) = match what {
+            Configure::Drive(spec) => {
+                let (id, which) = (spec.id.clone(), Which::Drive(self.resources.drives().len()));
+                let plug = |drive: &DriveEntry<Host>| {
+                    machine.plug_drive(drive_plan(drive)).map_err(|error| error.to_string())
+                };
+                (id, which, self.resources.plug_drive(&mut self.host, spec, plug))
+            }
+            Configure::NetworkInterface(spec) => {
+                let (id, which) = (spec.iface_id.clone(), Which::Net(self.resources.nets().len()));
+                let plug =
+                    |net: &NetEntry<Host>| machine.plug_net(net_plan(net)).map_err(|error| error.to_string());
+                (id, which, self.resources.plug_net(&mut self.host, spec, plug))
+            }
+            _ => return Err(Denial::AfterStart),
+        };
+        if done.is_ok() {
+            machine.register_metrics_of(which, &self.shared.metrics);
+            self.shared.events.push_about(EventKind::DeviceAdded, Some(&id), None);
+        }
+        done
     }
 
     /// Builds the machine and lets it run. After an error everything is as it was, and may be configured and tried again.
@@ -457,12 +506,19 @@ impl Driver {
         let events = Arc::clone(&self.shared.events);
         let on_error: OnDeviceError =
             Arc::new(move |device, what| events.push_about(EventKind::DeviceError, Some(device), Some(what)));
-        let machine = Machine::build(plan, &self.console, Arc::new(move |reason| end.note(reason)), on_error)
+        let wake = Arc::clone(&self.shared.wake);
+        let on_eject: OnEject = Arc::new(move || {
+            // It is full: then the driver has been woken already.
+            let _ = wake.write(1);
+        });
+        let on_end = Arc::new(move |reason| end.note(reason));
+        let machine = Machine::build(plan, &self.console, on_end, on_error, on_eject)
             .map_err(|e| Denial::Start(e.to_string()))?;
         machine.register_metrics(&self.shared.metrics);
         // A guest that is to be started again in this process needs all that starting takes.
         if !self.options.reset_on_reboot {
-            self.options.seccomp.confine_or_abort(Kind::Driver);
+            let kind = if machine.has_slots() { Kind::PciDriver } else { Kind::Driver };
+            self.options.seccomp.confine_or_abort(kind);
         }
         machine.resume();
         self.machine = Some(machine);

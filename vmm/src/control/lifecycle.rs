@@ -8,7 +8,7 @@
 //!                            └──────┬───────┘ ──────▶ Ended
 //! ```
 
-use super::{Command, Denial};
+use super::{Command, Configure, Denial};
 use crate::spec::VmStatus;
 
 /// Where a microVM is in its life.
@@ -52,6 +52,10 @@ pub fn admit(state: State, command: &Command) -> Verdict {
         Command::GetInfo | Command::GetVersion | Command::GetVmConfig | Command::GetMachineConfig => {
             Verdict::Do
         }
+        Command::Configure(Configure::Drive(_) | Configure::NetworkInterface(_)) => match state {
+            NotStarted | Running | Paused => Verdict::Do,
+            Ended => Verdict::Deny(Denial::Ended),
+        },
         Command::Configure(_) | Command::PutLogger(_) | Command::PutMetrics(_) | Command::Start => {
             match state {
                 NotStarted => Verdict::Do,
@@ -74,7 +78,8 @@ pub fn admit(state: State, command: &Command) -> Verdict {
         | Command::PressPowerButton
         | Command::FlushMetrics
         | Command::PatchDrive(_)
-        | Command::PatchNetworkInterface(_) => match state {
+        | Command::PatchNetworkInterface(_)
+        | Command::Unplug(_) => match state {
             Running | Paused => Verdict::Do,
             NotStarted => Verdict::Deny(Denial::BeforeStart),
             Ended => Verdict::Deny(Denial::Ended),
@@ -87,7 +92,7 @@ mod tests {
     use proptest::prelude::*;
     use proptest::sample::select;
 
-    use super::super::Configure;
+    use super::super::Unplug;
     use super::*;
     use crate::spec::{
         BootSource, DrivePatch, Entropy, Logger, MachineConfigPatch, Metrics, NetworkInterfacePatch, Serial,
@@ -128,6 +133,8 @@ mod tests {
                 rx_rate_limiter: None,
                 tx_rate_limiter: None,
             }),
+            Command::Unplug(Unplug::Drive(String::new())),
+            Command::Unplug(Unplug::NetworkInterface(String::new())),
         ]
     }
 

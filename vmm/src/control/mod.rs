@@ -15,8 +15,9 @@ mod denial;
 pub mod driver;
 pub mod end;
 mod lifecycle;
+mod unplug;
 
-pub use command::{Answer, Command, CommandSender, Configure, Envelope, Outcome, ReplySlot, channel};
+pub use command::{Answer, Command, CommandSender, Configure, Envelope, Outcome, ReplySlot, Unplug, channel};
 pub use config::{BootEntry, DriveChange, DriveEntry, HostFiles, NetEntry, VmResources};
 pub use denial::{BootSourceError, Denial, DriveError, NetError};
 pub use lifecycle::{State, Verdict, admit};

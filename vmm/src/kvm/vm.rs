@@ -188,6 +188,16 @@ impl Vm {
             .register_ioevent(kick, &IoEventAddress::Mmio(addr), NoDatamatch)
             .map_err(ioctl("KVM_IOEVENTFD"))
     }
+
+    /// Undoes [`Vm::notify_by_address`].
+    ///
+    /// # Errors
+    /// [`KvmError::Ioctl`].
+    pub fn forget_notify_by_address(&self, kick: &EventFd, addr: u64) -> Result<(), KvmError> {
+        self.fd
+            .unregister_ioevent(kick, &IoEventAddress::Mmio(addr), NoDatamatch)
+            .map_err(ioctl("KVM_IOEVENTFD"))
+    }
 }
 
 /// One pin of the interrupt chips.

@@ -1,29 +1,21 @@
 //! From a plan to a machine, in one straight line: RAM, virtual machine, vCPUs, platform, devices, kernel, tables.
 
 use std::io;
-use std::num::NonZeroU16;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
 
 use devices::bus::{BusDevice, BusError};
 use devices::i8042::{self, I8042};
 use devices::irq::Line;
-use devices::pci::root::{self, PciEcam, PciRoot};
+use devices::pci::root::{self, PciRoot};
 use devices::serial::{self, Serial};
-use devices::virtio::block::{Block, BlockHandle, BlockOptions, QUEUES_MAX};
-use devices::virtio::net::{Net, NetOptions};
-use devices::virtio::rng::Rng;
-use devices::virtio::transport::mmio::{self, MmioTransport};
-use devices::virtio::transport::pci::{self, PciTransport};
-use devices::virtio::{Idle, Served};
 
+use super::Machine;
 use super::buses::Buses;
+use super::devices::{Maker, OnDeviceError, Places, threads};
 use super::plan::Plan;
 use super::platform::{AcpiPorts, BootTimer, OnEnd, Pvpanic};
-use super::worker::{Observer, Worker};
-use super::{Device, Machine};
-use crate::arch::x86_64::acpi::{self, MmioDevice, Platform, TablesTooLarge};
+use super::slots::{self, OnEject, Slots};
+use crate::arch::x86_64::acpi::{self, Platform, TablesTooLarge};
 use crate::arch::x86_64::{cpuid, layout, mptable};
 use crate::boot::cmdline::{self, CmdlineError};
 use crate::boot::kernel::{self, KernelError};
@@ -33,7 +25,6 @@ use crate::kvm::KvmError;
 use crate::kvm::vcpu::Vcpu;
 use crate::kvm::vm::Vm;
 use crate::mem::ram::{GuestRam, RamError};
-use crate::sandbox::seccomp::Seccomp;
 use crate::vcpu::Vcpus;
 
 /// Why a machine could not be built. Nothing is left of it then.
@@ -64,6 +55,9 @@ pub enum BuildError {
     /// The device tables are too large.
     #[error(transparent)]
     Tables(#[from] TablesTooLarge),
+    /// A device that is to come while the guest runs, to a bus that is full.
+    #[error("every slot of the PCI bus is taken: {} virtio devices fit", root::SLOTS - 1)]
+    NoSlot,
     /// Two devices at one address: a mistake in the address map.
     #[error("the address map is wrong: {0}")]
     Bus(#[from] BusError),
@@ -77,143 +71,9 @@ pub enum BuildError {
     },
 }
 
-fn threads(what: impl Into<String>) -> impl FnOnce(io::Error) -> BuildError {
-    move |source| BuildError::Threads { what: what.into(), source }
-}
-
-/// Called, on a device's thread, with the device's name and what went wrong with it.
-pub type OnDeviceError = Arc<dyn Fn(&str, &str) + Send + Sync>;
-
-/// Reports a device that its driver broke, and, once a second at most, that the host failed it.
-fn report_errors<H: Send + Sync + 'static>(
-    id: String,
-    handle: H,
-    failures: fn(&H) -> u64,
-    on_error: OnDeviceError,
-) -> Observer {
-    const PAUSE: Duration = Duration::from_secs(1);
-    let reported = AtomicU64::new(0);
-    let quiet_until: Mutex<Option<Instant>> = Mutex::new(None);
-    Arc::new(move |served| {
-        if served == Served::Broken {
-            on_error(&id, "the guest's driver broke the rules of a queue; the device waits to be reset");
-        }
-        let count = failures(&handle);
-        if count == reported.load(Ordering::Relaxed) {
-            return;
-        }
-        let mut quiet_until = quiet_until.lock().unwrap_or_else(PoisonError::into_inner);
-        // Another of the device's threads may have reported it meanwhile.
-        let new = count.saturating_sub(reported.load(Ordering::Relaxed));
-        if new > 0 && quiet_until.is_none_or(|until| Instant::now() >= until) {
-            on_error(&id, &format!("the host failed {new} requests; the log says why"));
-            reported.store(count, Ordering::Relaxed);
-            *quiet_until = Some(Instant::now() + PAUSE);
-        }
-    })
-}
-
-/// Queues that all drives of a machine get together unless more are asked for: each costs descriptors, and a place on KVM's
-/// bus, which has 1,000.
-const QUEUES_TOGETHER: u16 = 256;
-
-// What a drive may be asked for is what its device can have.
-const _: () = assert!(crate::spec::QUEUES_MAX == QUEUES_MAX);
-
-/// Queues of one of `drives` drives: one for each vCPU, so that none waits for another.
-fn queues_by_default(vcpus: u8, drives: usize) -> NonZeroU16 {
-    let share = QUEUES_TOGETHER / u16::try_from(drives).unwrap_or(u16::MAX).max(1);
-    NonZeroU16::new(u16::from(vcpus).min(share).min(QUEUES_MAX)).unwrap_or(NonZeroU16::MIN)
-}
-
-/// Hands out the places of virtio devices: windows and lines, or slots of the PCI bus.
-struct Devices<'a> {
-    vm: &'a Vm,
-    buses: &'a mut Buses,
-    mmio: Vec<MmioDevice>,
-    pci: Option<PciRoot>,
-    bars: u64,
-    seccomp: Seccomp,
-    on_error: OnDeviceError,
-}
-
-impl Devices<'_> {
-    /// Gives `device` a thread and a place where the guest finds it.
-    ///
-    /// `failures` counts what the host failed; `handle` is what it reads.
-    fn attach<H: Clone + Send + Sync + 'static>(
-        &mut self,
-        id: &str,
-        device: Box<dyn Idle>,
-        handle: H,
-        failures: fn(&H) -> u64,
-    ) -> Result<Device<H>, BuildError> {
-        let queues = device.queue_sizes_max().len();
-        let observer = report_errors(id.to_owned(), handle.clone(), failures, Arc::clone(&self.on_error));
-        let worker =
-            Worker::start(&format!("yun_{id}"), queues, self.seccomp, observer).map_err(threads(id))?;
-        match self.pci.take() {
-            None => self.attach_mmio(device, &worker)?,
-            Some(mut root) => {
-                self.attach_pci(device, &worker, &mut root)?;
-                self.pci = Some(root);
-            }
-        }
-        Ok(Device { id: id.to_owned(), handle, worker })
-    }
-
-    /// A window and a line.
-    fn attach_mmio(&mut self, device: Box<dyn Idle>, worker: &Worker) -> Result<(), BuildError> {
-        let index = self.mmio.len();
-        let gsi = layout::VIRTIO_GSIS[index];
-        let base = layout::VIRTIO_MMIO + index as u64 * layout::MMIO_WINDOW;
-        let owner = Box::new(worker.handle().clone());
-        let transport = MmioTransport::new(device, self.vm.ram().clone(), owner, self.vm.line(gsi));
-        for (queue, kick) in (0u32..).zip(worker.handle().kicks()) {
-            self.vm.notify_by_value(kick, base + mmio::QUEUE_NOTIFY, queue)?;
-        }
-        // The transport's status register is made for acknowledgements that come late.
-        self.vm.coalesce(base + mmio::INTERRUPT_ACK)?;
-        self.buses.memory.insert(base, layout::MMIO_WINDOW, Arc::new(transport))?;
-        self.mmio.push(MmioDevice { base, gsi });
-        Ok(())
-    }
-
-    /// A slot of the bus, a BAR and a vector for each queue.
-    fn attach_pci(
-        &mut self,
-        device: Box<dyn Idle>,
-        worker: &Worker,
-        root: &mut PciRoot,
-    ) -> Result<(), BuildError> {
-        let queues = u16::try_from(worker.handle().kicks().len()).expect("a worker has few");
-        let bar = layout::PCI_MEMORY.start + self.bars * u64::from(pci::BAR_SIZE);
-        self.bars += 1;
-        let address = u32::try_from(bar).expect("BARs lie in the 32-bit hole");
-        let owner = Box::new(worker.handle().clone());
-        let sink = self.vm.messages(pci::vector_count(queues));
-        let transport = Arc::new(PciTransport::new(device, self.vm.ram().clone(), owner, sink, address));
-        for (queue, kick) in (0u16..).zip(worker.handle().kicks()) {
-            self.vm.notify_by_address(kick, bar + pci::notify_offset(queue))?;
-        }
-        self.buses.memory.insert(bar, pci::BAR_SIZE.into(), transport.clone())?;
-        root.add(transport).expect("devices were counted");
-        Ok(())
-    }
-
-    /// The PCI bus as the guest reaches it; the windows of virtio-mmio.
-    fn finish(self) -> Result<Vec<MmioDevice>, BuildError> {
-        if let Some(root) = self.pci {
-            let ecam = Arc::new(PciEcam::new(Arc::new(root)));
-            self.buses.memory.insert(layout::ECAM, layout::ECAM_SIZE, ecam)?;
-        }
-        Ok(self.mmio)
-    }
-}
-
 impl Machine {
     /// Builds what `plan` says; its guest is paused. `on_end` is called when the guest ends by itself, `on_error`
-    /// when a device does not work as it should.
+    /// when a device does not work as it should, `on_eject`, on a vCPU's thread, when it has let go of a device.
     ///
     /// # Errors
     /// [`BuildError`]; nothing is left then.
@@ -222,6 +82,7 @@ impl Machine {
         console: &Console,
         on_end: OnEnd,
         on_error: OnDeviceError,
+        on_eject: OnEject,
     ) -> Result<Self, BuildError> {
         let asked = plan.drives.len() + plan.nets.len() + usize::from(plan.entropy.is_some());
         let (max, transport) = match plan.pci {
@@ -255,52 +116,20 @@ impl Machine {
             buses.memory.insert(layout::BOOT_TIMER, layout::MMIO_WINDOW, timer)?;
         }
 
-        let pci = plan.pci.then(PciRoot::new);
-        let mut devices = Devices {
-            vm: &vm,
-            buses: &mut buses,
-            mmio: Vec::new(),
-            pci,
-            bars: 0,
-            seccomp: plan.seccomp,
-            on_error,
-        };
-        let mut drives = Vec::with_capacity(plan.drives.len());
+        let root = plan.pci.then(|| Arc::new(PciRoot::new()));
+        let maker = Maker { seccomp: plan.seccomp, on_error, vcpus: plan.topology.vcpus };
+        let mut places = Places { vm: &vm, buses: &mut buses, mmio: Vec::new(), root: root.as_deref() };
         let count = plan.drives.len();
-        for drive in plan.drives {
-            let queues = drive.queues.unwrap_or_else(|| queues_by_default(plan.topology.vcpus, count));
-            let block = Block::new(Box::new(drive.disk), &BlockOptions { queues, ..drive.options });
-            let handle = block.handle();
-            drives.push(devices.attach(&drive.id, Box::new(block), handle, BlockHandle::failures)?);
-        }
-        let mut nets = Vec::with_capacity(plan.nets.len());
-        for net in plan.nets {
-            let options = NetOptions {
-                name: net.id.clone(),
-                mac: net.mac,
-                mtu: net.mtu,
-                rx_limits: net.rx_limits,
-                tx_limits: net.tx_limits,
-            };
-            let device = Net::new(Box::new(net.tap), &options);
-            let handle = device.handle();
-            nets.push(devices.attach(&net.id, Box::new(device), handle, |handle| {
-                let m = handle.metrics();
-                m.rx_failures.get() + m.tx_failures.get()
-            })?);
-        }
-        let entropy =
-            match plan.entropy {
-                Some(limits) => {
-                    let device = Rng::new(&limits);
-                    let handle = device.handle();
-                    Some(devices.attach("rng", Box::new(device), handle, |handle| {
-                        handle.metrics().host_failures.get()
-                    })?)
-                }
-                None => None,
-            };
-        let mmio = devices.finish()?;
+        let drives = plan.drives.into_iter().map(|drive| places.give(maker.drive(drive, count)?));
+        let drives = drives.collect::<Result<Vec<_>, _>>()?;
+        let nets = plan.nets.into_iter().map(|net| places.give(maker.net(net)?));
+        let nets = nets.collect::<Result<Vec<_>, _>>()?;
+        let entropy = plan.entropy.map(|limits| places.give(maker.entropy(&limits)?)).transpose()?;
+        let mmio = places.mmio;
+        let hotplug = match &root {
+            Some(root) => Some(slots::connect(root, &mut buses, on_eject)?),
+            None => None,
+        };
 
         let kernel = kernel::load(vm.ram(), &mut plan.kernel)?;
         let low_end = plan.memory.min(layout::HOLE_START);
@@ -329,6 +158,8 @@ impl Machine {
             .map_err(threads("a vCPU"))?;
         console.connect(&serial);
         let console = Arc::clone(console.buffer());
-        Ok(Self { vcpus, drives, nets, entropy, acpi, keyboard, console, unclaimed, _ram: ram })
+        let slots =
+            root.zip(hotplug).map(|(root, hotplug)| Slots { vm, root, hotplug, acpi: Arc::clone(&acpi) });
+        Ok(Self { vcpus, drives, nets, entropy, acpi, keyboard, console, unclaimed, maker, slots, _ram: ram })
     }
 }

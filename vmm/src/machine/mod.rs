@@ -4,6 +4,8 @@
 //! |---|---|
 //! | [`plan`] | what is to be built: checked and opened |
 //! | [`build`] | the straight line from a plan to a machine |
+//! | [`devices`] | its virtio devices, with their threads |
+//! | [`slots`], [`plug`] | their places on the PCI bus; how they come and go while the guest runs |
 //! | [`worker`] | a device's own thread |
 //! | [`buses`] | where a vCPU's port and memory accesses go |
 //! | [`platform`] | ACPI's ports, pvpanic, the boot timer |
@@ -11,34 +13,32 @@
 
 pub mod build;
 pub mod buses;
+pub mod devices;
 pub mod ended;
 pub mod plan;
 pub mod platform;
+pub mod plug;
 mod readings;
+pub mod slots;
 pub mod worker;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
-use devices::i8042::I8042;
-use devices::limiter::LimiterSpec;
-use devices::serial::ConsoleBuffer;
-use devices::virtio::block::BlockHandle;
-use devices::virtio::net::NetHandle;
-use devices::virtio::rng::RngHandle;
+use ::devices::i8042::I8042;
+use ::devices::limiter::LimiterSpec;
+use ::devices::serial::ConsoleBuffer;
+use ::devices::virtio::block::BlockHandle;
+use ::devices::virtio::net::NetHandle;
+use ::devices::virtio::rng::RngHandle;
 
 use crate::host::disk::Disk;
 use crate::mem::ram::GuestRam;
 use crate::vcpu::Vcpus;
+use devices::{Device, Maker};
 use platform::AcpiPorts;
+use slots::Slots;
 use worker::Worker;
-
-/// A virtio device of a machine: its name, its thread, and a way to change and observe it.
-struct Device<H> {
-    id: String,
-    handle: H,
-    worker: Worker,
-}
 
 /// A machine. Its guest is paused when it is built. Dropping it stops vCPUs and devices, in that order, and gives RAM back.
 pub struct Machine {
@@ -50,6 +50,9 @@ pub struct Machine {
     keyboard: Arc<I8042>,
     console: Arc<ConsoleBuffer>,
     unclaimed: Arc<AtomicU64>,
+    maker: Maker,
+    /// Where devices come and go, if there is a PCI bus.
+    slots: Option<Slots>,
     // After everything that holds RAM or an address in it.
     _ram: GuestRam,
 }

@@ -28,7 +28,16 @@ impl AcpiPorts {
 
     /// Presses the power button.
     pub fn press_power_button(&self) {
-        self.events.fetch_or(acpi::EVENT_POWER_BUTTON, Ordering::AcqRel);
+        self.raise(acpi::EVENT_POWER_BUTTON);
+    }
+
+    /// Has the guest look at the registers of PCI slots.
+    pub fn pci_slots_changed(&self) {
+        self.raise(acpi::EVENT_PCI);
+    }
+
+    fn raise(&self, event: u8) {
+        self.events.fetch_or(event, Ordering::AcqRel);
         self.line.trigger();
     }
 }

@@ -9,6 +9,8 @@ use devices::virtio::net::NetHandle;
 use devices::virtio::rng::RngHandle;
 
 use super::Machine;
+use super::devices::Device;
+use super::plug::Which;
 use crate::metrics::{Group, MetricKind, MetricSource, Metrics, Reading};
 
 fn counters(each: &mut dyn FnMut(Reading), readings: &[(&'static str, u64)]) {
@@ -105,15 +107,29 @@ impl MetricSource for Exits {
     }
 }
 
+fn register_drive(drive: &Device<BlockHandle>, metrics: &Metrics) {
+    metrics.register(Group::instance("block", &drive.id), Arc::new(Block(drive.handle.clone())));
+}
+
+fn register_net(net: &Device<NetHandle>, metrics: &Metrics) {
+    metrics.register(Group::instance("net", &net.id), Arc::new(Net(net.handle.clone())));
+}
+
 impl Machine {
+    /// Has `metrics` count what a device does that has come while the guest runs.
+    pub fn register_metrics_of(&self, which: Which, metrics: &Metrics) {
+        match which {
+            Which::Drive(index) => {
+                self.drives.get(index).into_iter().for_each(|d| register_drive(d, metrics))
+            }
+            Which::Net(index) => self.nets.get(index).into_iter().for_each(|d| register_net(d, metrics)),
+        }
+    }
+
     /// Has `metrics` count what the machine's devices do, in place of an earlier machine's.
     pub fn register_metrics(&self, metrics: &Metrics) {
-        for drive in &self.drives {
-            metrics.register(Group::instance("block", &drive.id), Arc::new(Block(drive.handle.clone())));
-        }
-        for net in &self.nets {
-            metrics.register(Group::instance("net", &net.id), Arc::new(Net(net.handle.clone())));
-        }
+        self.drives.iter().for_each(|drive| register_drive(drive, metrics));
+        self.nets.iter().for_each(|net| register_net(net, metrics));
         if let Some(entropy) = &self.entropy {
             metrics.register(Group::single("entropy"), Arc::new(Entropy(entropy.handle.clone())));
         }

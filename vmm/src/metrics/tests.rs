@@ -141,3 +141,30 @@ fn registering_a_group_again_replaces_it() {
     rig.metrics.register(Group::instance("block", "a"), rig.disks[1].clone());
     assert!(rig.metrics.openmetrics().contains("yun_block_read_count_total{id=\"a\"} 0\n"));
 }
+
+#[test]
+fn what_removed_devices_counted_stays_in_the_sums_and_is_shown_once() {
+    let rig = Rig::new();
+    rig.disks[0].reads.add(5);
+    rig.disks[0].depth.set(9);
+    rig.disks[1].reads.add(2);
+    rig.open().unwrap();
+    // Two go, one after the other, each with something that no line has shown yet; another comes under an old name.
+    rig.disks[0].reads.add(10);
+    rig.metrics.retire("block", "a");
+    rig.metrics.retire("block", "a");
+    rig.disks[1].reads.add(100);
+    rig.metrics.retire("block", "b");
+    let again = Arc::new(Disk::default());
+    rig.metrics.register(Group::instance("block", "a"), again.clone());
+    again.reads.add(1000);
+    rig.metrics.flush().unwrap();
+    rig.metrics.flush().unwrap();
+    let lines = lines(&rig.path());
+    let reads = |line: usize| lines[line]["block"]["read_count"].as_u64().unwrap();
+    assert_eq!([reads(0), reads(1), reads(2)], [7, 1110, 0]);
+    assert!(lines[1]["block_removed-devices"]["depth"].is_null(), "a gauge ends with its device");
+    let text = rig.metrics.openmetrics();
+    assert!(text.contains("yun_block_read_count_total{id=\"removed-devices\"} 117\n"), "{text}");
+    assert!(text.contains("yun_block_read_count_total{id=\"a\"} 1000\n"), "{text}");
+}

@@ -59,7 +59,9 @@ fn what_configures_is_refused_once_started() {
         ("PUT", "/metrics", r#"{"metrics_path":"/x"}"#),
         ("PUT", "/actions", r#"{"action_type":"InstanceStart"}"#),
     ] {
-        assert_eq!(vm.refused(method, path, body), AFTER, "{method} {path}");
+        // That of drives and interfaces goes on: over PCI they may come.
+        let refusal = vm.refused(method, path, body);
+        assert!(refusal.starts_with(AFTER), "{method} {path}: {refusal}");
     }
 }
 

@@ -7,6 +7,7 @@
 //! | [`console`] | the serial port: floods, files, input |
 //! | [`start`] | what `InstanceStart` refuses, and that it can be tried again |
 //! | [`api`] | the API while a guest runs: refusals, changes, metrics, crowds |
+//! | [`plug`] | devices that come and go, with a guest that knows nothing of that |
 //! | [`process`] | signals, the socket, the command line and the configuration file |
 
 #![allow(clippy::unwrap_used)] // clippy takes only functions with #[test] for tests
@@ -18,6 +19,7 @@ mod api;
 mod console;
 mod devices;
 mod ends;
+mod plug;
 mod process;
 mod start;
 

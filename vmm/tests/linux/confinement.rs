@@ -26,6 +26,7 @@ fn label(kind: Kind) -> &'static str {
     match kind {
         Kind::Process => "process",
         Kind::Driver => "driver",
+        Kind::PciDriver => "driver with PCI",
         Kind::Api => "api",
         Kind::Vcpu => "vcpu",
         Kind::Device => "device",
@@ -64,9 +65,9 @@ fn parents(trace: &str) -> BTreeMap<u32, u32> {
 }
 
 /// Sorts a trace by kinds of threads. A thread is what its name says once it has a filter of its own; the first thread is
-/// the process from its first filter on and the driver from its second. What another thread than the first starts is of that
+/// the process from its first filter on and the driver, of this kind, from its second. What another thread than the first starts is of that
 /// thread's kind, whose filter it inherits: only devices' threads start any.
-fn sorted(trace: &str, into: &mut Calls) {
+fn sorted(trace: &str, driver: Kind, into: &mut Calls) {
     let parents = parents(trace);
     let mut filters: BTreeMap<u32, u32> = BTreeMap::new();
     let mut names: BTreeMap<u32, Kind> = BTreeMap::new();
@@ -74,12 +75,14 @@ fn sorted(trace: &str, into: &mut Calls) {
     for line in trace.lines() {
         let Some((thread, call)) = parse(line) else { continue };
         let main = *first.get_or_insert(thread);
+        let mains = filters.get(&main).copied().unwrap_or_default();
         let count = filters.entry(thread).or_default();
         let kind = match (thread == main, *count) {
             (true, 0) => None,
             (true, 1) => Some(Kind::Process),
-            (true, _) => Some(Kind::Driver),
+            (true, _) => Some(driver),
             (false, 0) if parents.get(&thread).is_some_and(|parent| *parent != main) => Some(Kind::Device),
+            (false, 0) if mains > 1 => Some(driver),
             (false, 0) => Some(Kind::Process),
             (false, _) => names.get(&thread).copied(),
         };
@@ -121,6 +124,9 @@ fn life(bus: Bus, calls: &mut Calls) {
     boot(&vm, "yun.ip=172.18.0.2/24", script);
     vm.prints("ping=answered");
     every_request(&vm);
+    if bus == Bus::Pci {
+        come_and_go(&vm);
+    }
     vm.types(b"\n");
     vm.prints("typed=yes");
     match bus {
@@ -128,7 +134,8 @@ fn life(bus: Bus, calls: &mut Calls) {
         Bus::Pci => vm.act("SendCtrlAltDel"),
     }
     vm.ends_with(0, if bus == Bus::Mmio { "poweroff" } else { "reboot" });
-    sorted(&fs::read_to_string(trace).unwrap(), calls);
+    let driver = if bus == Bus::Pci { Kind::PciDriver } else { Kind::Driver };
+    sorted(&fs::read_to_string(trace).unwrap(), driver, calls);
 }
 
 fn configure(vm: &Vm, tap: &str) {
@@ -165,6 +172,17 @@ fn every_request(vm: &Vm) {
     let mut stream = UnixStream::connect(vm.socket()).unwrap();
     stream.write_all(b"NONSENSE\r\n\r\n").unwrap();
     assert_eq!(receive(&mut stream).unwrap().status, 400);
+}
+
+/// Devices that are added to a guest that runs, and removed.
+fn come_and_go(vm: &Vm) {
+    let _tap = Taps::add("yun-life2", "172.18.2.1");
+    vm.put_drive("late", &zeros(&vm.path("late"), 1 << 20), &json!({}));
+    vm.put("/network-interfaces/late", &json!({"iface_id": "late", "host_dev_name": "yun-life2"}));
+    for path in ["/drives/late", "/network-interfaces/late"] {
+        let reply = vm.ask("DELETE", path, "");
+        assert_eq!(reply.status, 204, "{path}: {}", reply.body);
+    }
 }
 
 /// Whether `call` is what `rule` allows, as far as a trace shows it.

@@ -6,6 +6,7 @@
 //! | [`ends`] | poweroff, reboot, panic, the power button, Ctrl-Alt-Del |
 //! | [`disks`] | block devices and entropy, resizing, a root file system, pauses during I/O |
 //! | [`nets`] | a network interface on a TAP device |
+//! | [`hotplug`] | devices that come and go |
 //! | [`confinement`] | the lists of system calls, held against a microVM's life |
 //!
 //! A boot takes seconds where SVM is emulated, so tests of one room share one where the name still says what is claimed.
@@ -20,6 +21,7 @@ mod boots;
 mod confinement;
 mod disks;
 mod ends;
+mod hotplug;
 mod nets;
 
 use std::fs;

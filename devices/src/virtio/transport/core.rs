@@ -34,7 +34,7 @@ pub trait Signal: Send + Sync + 'static {
 
 /// What the device's thread may touch while a vCPU holds the core: the status register and the way out for interrupts.
 pub struct Outlet<S> {
-    status: AtomicU8,
+    pub(super) status: AtomicU8,
     /// The transport's interrupts.
     pub signal: S,
 }

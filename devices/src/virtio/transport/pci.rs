@@ -152,11 +152,37 @@ impl PciTransport {
         sink: Arc<dyn MsixSink>,
         bar_address: u32,
     ) -> Self {
+        Self::placed(device, ram, owner, sink, |config| config.set_bar0(bar_address, BAR_SIZE))
+    }
+
+    /// The same, for a device that comes while the guest runs: its memory is at `address`, where no guest can move it from (see
+    /// [`PciConfig::set_fixed_memory`]).
+    ///
+    /// # Panics
+    /// As [`PciTransport::new`].
+    #[must_use]
+    pub fn plugged(
+        device: Box<dyn Idle>,
+        ram: Ram,
+        owner: Box<dyn Owner>,
+        sink: Arc<dyn MsixSink>,
+        address: u32,
+    ) -> Self {
+        Self::placed(device, ram, owner, sink, |config| config.set_fixed_memory(address, BAR_SIZE))
+    }
+
+    fn placed(
+        device: Box<dyn Idle>,
+        ram: Ram,
+        owner: Box<dyn Owner>,
+        sink: Arc<dyn MsixSink>,
+        place: impl FnOnce(&mut PciConfig),
+    ) -> Self {
         let queues = u16::try_from(device.queue_sizes_max().len()).unwrap_or(u16::MAX);
         assert!(notify_offset(queues) <= NOTIFY + PAGE, "the notify page holds 1024 queues, not {queues}");
         let vectors = vector_count(queues);
         let mut config = PciConfig::new(&identity(device.kind()));
-        config.set_bar0(bar_address, BAR_SIZE);
+        place(&mut config);
         let msix_cap = config.add_capability(msix::CAPABILITY, &msix_body(vectors), &[0x00, 0xc0]);
         for (kind, at) in [
             (spec::CAP_COMMON, COMMON),
@@ -189,6 +215,13 @@ impl PciTransport {
         self.core().reset();
         self.config().reset();
         self.outlet.signal.msix.reset();
+    }
+
+    /// Whether a driver is using the device: its status is not zero (§2.1).
+    #[must_use]
+    pub fn in_use(&self) -> bool {
+        // Without the core's lock: a driver that resets the device holds it for as long as that takes.
+        self.outlet.status.load(Ordering::Acquire) != 0
     }
 
     /// How many queues the device has, and so how many ioeventfds it can use.
@@ -241,6 +274,10 @@ impl PciFunction for PciTransport {
         config.write(offset, data);
         // Under the configuration space's lock, so that two vCPUs' writes arrive in one order.
         self.outlet.signal.msix.set_control(config.read_u16(self.msix_cap + MSIX_CONTROL));
+    }
+
+    fn bar0(&self) -> Option<&dyn BusDevice> {
+        Some(self)
     }
 }
 

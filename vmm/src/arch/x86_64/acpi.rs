@@ -4,9 +4,9 @@
 //! Four ports carry all of it: sleep control, sleep status, events and reset, from [`layout::ACPI_PORT`] on.
 
 use acpi_tables::aml::{
-    AddressSpace, AddressSpaceCacheable, And, Device, EISAName, Equal, Field, FieldAccessType, FieldEntry,
-    FieldLockRule, FieldUpdateRule, IO, If, Interrupt, Local, Memory32Fixed, Method, Name, Notify, ONE,
-    OpRegion, OpRegionSpace, Package, Path, ResourceTemplate, Store, ZERO,
+    And, Device, EISAName, Field, FieldAccessType, FieldEntry, FieldLockRule, FieldUpdateRule, IO, If,
+    Interrupt, Local, Memory32Fixed, Method, MethodCall, Name, Notify, ONE, OpRegion, OpRegionSpace, Package,
+    Path, ResourceTemplate, Store, ZERO,
 };
 use acpi_tables::fadt::{FADTBuilder, Flags};
 use acpi_tables::gas::{AccessSize, AddressSpace as GasSpace, GAS};
@@ -19,6 +19,8 @@ use acpi_tables::{Aml, AmlSink};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::layout;
+
+mod pci;
 
 const OEM: [u8; 6] = *b"YUN   ";
 const TABLE: [u8; 8] = *b"YUNVM   ";
@@ -40,6 +42,8 @@ pub const RESET_VALUE: u8 = 1;
 pub const SLEEP_S5: u8 = (5 << 2) | (1 << 5);
 /// The event bit of the power button.
 pub const EVENT_POWER_BUTTON: u8 = 1;
+/// The event bit of the PCI slots: a function has appeared, or is wanted back.
+pub const EVENT_PCI: u8 = 2;
 
 /// A virtio-mmio device for the guest to find.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -128,8 +132,32 @@ fn isa_device(name: &str, hid: &dyn Aml, ports: &[(u16, u8)], gsi: Option<u32>) 
     ))
 }
 
+/// AML that is written already.
+struct Raw(Vec<u8>);
+
+impl Aml for Raw {
+    fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
+        sink.vec(&self.0);
+    }
+}
+
+/// Does `then` if any of `bits` is set in `word`.
+fn if_set(word: &dyn Aml, bits: &dyn Aml, then: &dyn Aml) -> Raw {
+    // A target of zero is none.
+    Raw(bytes(&If::new(&And::new(&ZERO, word, bits), vec![then])))
+}
+
 /// The generic event device (§5.6.9): its interrupt runs `_EVT`, which reads and clears the event register.
-fn event_device() -> Vec<u8> {
+fn event_device(pci: bool) -> Vec<u8> {
+    let (register, events) = (Path::new("EVTS"), Local(0));
+    let (button, slots) = (Path::new("\\_SB_.PWRB"), MethodCall::new("\\_SB_.PCI0.PCNT".into(), vec![]));
+    let take = Store::new(&events, &register);
+    let press = if_set(&events, &EVENT_POWER_BUTTON, &Notify::new(&button, &0x80u8));
+    let look = if_set(&events, &EVENT_PCI, &slots);
+    let mut handler: Vec<&dyn Aml> = vec![&take, &press];
+    if pci {
+        handler.push(&look);
+    }
     let mut aml = bytes(&Device::new(
         "_SB_.PWRB".into(),
         vec![&Name::new("_HID".into(), &EISAName::new("PNP0C0C")), &Name::new("_UID".into(), &ZERO)],
@@ -151,61 +179,7 @@ fn event_device() -> Vec<u8> {
                 FieldUpdateRule::WriteAsZeroes,
                 vec![FieldEntry::Named(*b"EVTS", 8)],
             ),
-            &Method::new(
-                "_EVT".into(),
-                1,
-                true,
-                vec![
-                    &Store::new(&Local(0), &Path::new("EVTS")),
-                    &And::new(&Local(1), &Local(0), &EVENT_POWER_BUTTON),
-                    &If::new(
-                        &Equal::new(&Local(1), &EVENT_POWER_BUTTON),
-                        vec![&Notify::new(&Path::new("\\_SB_.PWRB"), &0x80u8)],
-                    ),
-                ],
-            ),
-        ],
-    )));
-    aml
-}
-
-fn pci_root() -> Vec<u8> {
-    let memory = layout::PCI_MEMORY;
-    let (first, last) = (
-        u32::try_from(memory.start).expect("in the 32-bit hole"),
-        u32::try_from(memory.end - 1).expect("in the 32-bit hole"),
-    );
-    let mut aml = bytes(&Device::new(
-        "_SB_.PCI0".into(),
-        vec![
-            &Name::new("_HID".into(), &EISAName::new("PNP0A08")),
-            &Name::new("_CID".into(), &EISAName::new("PNP0A03")),
-            &Name::new("_SEG".into(), &ZERO),
-            &Name::new("_BBN".into(), &ZERO),
-            &Name::new("_UID".into(), &ZERO),
-            &Name::new(
-                "_CRS".into(),
-                &ResourceTemplate::new(vec![
-                    &AddressSpace::new_bus_number(0u16, 0u16),
-                    &AddressSpace::new_memory(AddressSpaceCacheable::NotCacheable, true, first, last, None),
-                ]),
-            ),
-        ],
-    ));
-    // Linux uses the ECAM only if a motherboard resource reserves it.
-    aml.extend(bytes(&Device::new(
-        "_SB_.MBRD".into(),
-        vec![
-            &Name::new("_HID".into(), &EISAName::new("PNP0C02")),
-            &Name::new("_UID".into(), &ZERO),
-            &Name::new(
-                "_CRS".into(),
-                &ResourceTemplate::new(vec![&Memory32Fixed::new(
-                    true,
-                    u32::try_from(layout::ECAM).expect("in the 32-bit hole"),
-                    u32::try_from(layout::ECAM_SIZE).expect("one bus"),
-                )]),
-            ),
+            &Method::new("_EVT".into(), 1, true, handler),
         ],
     )));
     aml
@@ -215,7 +189,7 @@ fn dsdt(platform: &Platform) -> Sdt {
     let mut dsdt = Sdt::new(*b"DSDT", 36, 6, OEM, TABLE, REVISION);
     let s5 = Name::new("_S5_".into(), &Package::new(vec![&5u8, &ZERO, &ZERO, &ZERO]));
     dsdt.append_slice(&bytes(&s5));
-    dsdt.append_slice(&event_device());
+    dsdt.append_slice(&event_device(platform.pci));
     dsdt.append_slice(&isa_device(
         "COM1",
         &EISAName::new("PNP0501"),
@@ -233,7 +207,8 @@ fn dsdt(platform: &Platform) -> Sdt {
         dsdt.append_slice(&virtio_mmio(index, device));
     }
     if platform.pci {
-        dsdt.append_slice(&pci_root());
+        dsdt.append_slice(&pci::root());
+        dsdt.append_slice(&pci::slots());
     }
     dsdt
 }

@@ -86,6 +86,8 @@ pub const I8042_PORT: u16 = 0x60;
 pub const I8042_GSI: u32 = 1;
 /// ACPI sleep control, sleep status, reset and event registers: four ports.
 pub const ACPI_PORT: u16 = 0x600;
+/// Registers of PCI slots whose functions come and go.
+pub const PCI_HOTPLUG_PORT: u16 = 0x610;
 /// Interrupt of ACPI's generic event device.
 pub const ACPI_GSI: u32 = 9;
 /// pvpanic.

@@ -29,6 +29,7 @@ mod filters {
         match kind {
             super::Kind::Process => &PROCESS,
             super::Kind::Driver => &DRIVER,
+            super::Kind::PciDriver => &PCIDRIVER,
             super::Kind::Api => &API,
             super::Kind::Vcpu => &VCPU,
             super::Kind::Device => &DEVICE,

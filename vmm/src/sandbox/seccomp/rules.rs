@@ -12,6 +12,8 @@ pub enum Kind {
     Process,
     /// The driver once its guest runs: it makes no more threads, virtual machines or sockets.
     Driver,
+    /// The driver of a guest whose devices may come and go: it also makes their threads, which keep this list.
+    PciDriver,
     /// The API's thread.
     Api,
     /// A vCPU's thread.
@@ -22,7 +24,8 @@ pub enum Kind {
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Kind; 5] = [Kind::Process, Kind::Driver, Kind::Api, Kind::Vcpu, Kind::Device];
+    pub const ALL: [Kind; 6] =
+        [Kind::Process, Kind::Driver, Kind::PciDriver, Kind::Api, Kind::Vcpu, Kind::Device];
 
     /// What it does that not every thread does.
     #[must_use]
@@ -30,6 +33,7 @@ impl Kind {
         match self {
             Kind::Process => START,
             Kind::Driver => DRIVER,
+            Kind::PciDriver => PLUG,
             Kind::Api => API,
             Kind::Vcpu => VCPU,
             Kind::Device => DEVICE,
@@ -40,7 +44,8 @@ impl Kind {
     #[must_use]
     pub fn rules(self) -> Vec<Rule> {
         let parts: &[&[Rule]] = match self {
-            Kind::Process => &[EVERY_THREAD, VCPU, DEVICE, API, DRIVER, START],
+            Kind::Process => &[EVERY_THREAD, VCPU, DEVICE, API, DRIVER, PLUG, START],
+            Kind::PciDriver => &[EVERY_THREAD, DEVICE, DRIVER, PLUG],
             other => &[EVERY_THREAD, other.own()],
         };
         parts.concat()
@@ -105,6 +110,7 @@ const KVM_IRQ_LINE: u32 = KVM | 0x61;
 const KVM_SIGNAL_MSI: u32 = KVM | 0xa5;
 const KVM_KVMCLOCK_CTRL: u32 = KVM | 0xad;
 const KVM_GET_REGS: u32 = KVM | 0x81;
+const KVM_IOEVENTFD: u32 = KVM | 0x79;
 const TUNSETOFFLOAD: u32 = TUN | 0xd0;
 const TCGETS: u32 = 0x5401;
 const TCSETS: u32 = 0x5402;
@@ -235,7 +241,7 @@ const DRIVER: &[Rule] = &[
         rarely: Some("an image that is handed over"),
     },
     Rule { call: libc::SYS_tgkill, arg: Arg::OwnThread(TO_OWN_THREADS), rarely: None },
-    when(libc::SYS_ioctl, Arg::Ioctl(&[KVM_IRQ_LINE, KVM_SIGNAL_MSI, TIOCGPGRP])),
+    when(libc::SYS_ioctl, Arg::Ioctl(&[KVM_IRQ_LINE, TIOCGPGRP])),
     Rule {
         call: libc::SYS_ioctl,
         arg: Arg::Ioctl(&[TCGETS, TCSETS]),
@@ -244,6 +250,24 @@ const DRIVER: &[Rule] = &[
     Rule { call: libc::SYS_ioctl, arg: Arg::Ioctl(&[TCGETS2, TCSETS2]), rarely: Some(NEW_GLIBC) },
     rare(libc::SYS_getpgrp, "standard input that is a terminal"),
     rare(libc::SYS_getrandom, "the seed of a hash map"),
+];
+
+/// What a driver does beside [`DRIVER`] and [`DEVICE`] when a device comes or goes: its thread confines itself further.
+const PLUG: &[Rule] = &[
+    when(libc::SYS_ioctl, Arg::Ioctl(&[KVM_IOEVENTFD])),
+    when(libc::SYS_ioctl, Arg::Ioctl(&[TUN | 0xca, TUN | 0xd8])),
+    Rule {
+        call: libc::SYS_ioctl,
+        arg: Arg::Ioctl(&[TUN | 0xd2]),
+        rarely: Some("TUNGETIFF, of an interface that is handed over as a descriptor"),
+    },
+    Rule {
+        call: libc::SYS_fcntl,
+        arg: Arg::OneOf(1, &[libc::F_SETFL as u32]),
+        rarely: Some("an interface that is handed over as a descriptor"),
+    },
+    when(libc::SYS_prctl, Arg::OneOf(0, &[PR_SET_NO_NEW_PRIVS])),
+    when(libc::SYS_seccomp, Arg::OneOf(0, &[SECCOMP_SET_MODE_FILTER])),
 ];
 
 /// What becomes of a process before its guest runs.
@@ -316,7 +340,7 @@ const BUILD: &[u32] = &[
     KVM | 0x67, // KVM_REGISTER_COALESCED_MMIO
     KVM | 0x71, // KVM_REINJECT_CONTROL
     KVM | 0x77, // KVM_CREATE_PIT2
-    KVM | 0x79, // KVM_IOEVENTFD
+    KVM_IOEVENTFD,
     KVM | 0x82, // KVM_SET_REGS
     KVM | 0x83, // KVM_GET_SREGS
     KVM | 0x84, // KVM_SET_SREGS
