@@ -15,7 +15,7 @@ use serde::de::IgnoredAny;
 
 use super::clock;
 use super::core::Agent;
-use super::model::{Denial, DenialCode, EgressClass, Name, VmStats};
+use super::model::{Denial, EgressClass, Name, VmStats};
 use super::records::{Phase, Runtime, VmRecord, VolumeState};
 use super::state::{Activity, Key};
 use super::store::{Batch, StoreError, Table};
@@ -29,8 +29,8 @@ use crate::sandbox::jail::in_words;
 const FRESH: Duration = Duration::from_secs(10);
 /// Old records that are removed at once.
 const FORGOTTEN_AT_ONCE: usize = 10_000;
-/// Records in one report, which is made in memory.
-const RECORDS_MAX: usize = 50_000;
+/// Records that a report has in memory at once: whoever reads one slowly holds up no more than these.
+const PAGE: usize = 256;
 /// Names of the threads whose time is a guest's.
 const VCPU_THREADS: &str = "yun_vcpu";
 
@@ -401,39 +401,25 @@ impl Agent {
         self.commit(batch, None).await
     }
 
-    /// Records of usage whose period ends at `from_ns` or later and which begin before `to_ns` (nanoseconds since 1970).
+    /// Some records of usage, from one on, and the key of the next; none if those are the last.
     ///
     /// # Errors
     /// What the store says.
-    pub async fn usage(
-        &self,
-        from_ns: u64,
-        to_ns: u64,
-        wanted: impl Fn(&Record) -> bool,
-    ) -> Result<Vec<Record>, Denial> {
-        const PAGE: usize = 1024;
-        let mut records = Vec::new();
-        let mut from = format!("{from_ns:020}");
-        loop {
-            let page: Vec<(String, Record)> = self
-                .store
-                .scan(Table::Usage, from.clone(), PAGE)
-                .await
-                .map_err(|error| super::core::store_denial(&error))?;
-            let full = page.len() == PAGE;
-            // The next key after the last.
-            from = page.last().map_or(from, |(key, _)| format!("{key}\0"));
-            let inside = |record: &Record| record.start_ns >= from_ns && record.start_ns < to_ns;
-            records.extend(page.into_iter().map(|(_, record)| record).filter(|r| inside(r) && wanted(r)));
-            if records.len() > RECORDS_MAX {
-                let text = format!("more than {RECORDS_MAX} records of usage are in this range");
-                return Err(Denial::new(DenialCode::TooLarge, text)
-                    .hint("ask for less at a time, by from, to, tenant or vm"));
-            }
-            if !full {
-                return Ok(records);
-            }
-        }
+    pub async fn usage(&self, from: String) -> Result<(Vec<Record>, Option<String>), Denial> {
+        let page: Vec<(String, Record)> = self
+            .store
+            .scan(Table::Usage, from, PAGE)
+            .await
+            .map_err(|error| super::core::store_denial(&error))?;
+        // The next key after the last.
+        let next = page.last().filter(|_| page.len() == PAGE).map(|(key, _)| format!("{key}\0"));
+        Ok((page.into_iter().map(|(_, record)| record).collect(), next))
+    }
+
+    /// Key of the first record whose period ends at `ns` or later (nanoseconds since 1970).
+    #[must_use]
+    pub fn usage_from(ns: u64) -> String {
+        format!("{ns:020}")
     }
 
     /// Counters of a VM's present incarnation, as they are now.

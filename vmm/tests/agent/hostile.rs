@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
+use vmm::agent::store::{Batch, Store, Table, try_here};
+use vmm::agent::usage::{Counters, Meter, Record};
 
 use super::client::{self, User};
 use super::common::eventually;
@@ -269,4 +271,52 @@ fn every_path_that_is_no_text_is_refused_as_everything_else_is() {
         let (status, code, _) = host.refused(method, path, &json!({ "class": "isolated" }));
         assert_eq!((status, code.as_str()), (400, "invalid"), "{method} {path}");
     }
+}
+
+/// A line of /proc/PID/status, in KiB.
+fn memory_kib(pid: i32, name: &str) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+    line.trim().trim_end_matches(" kB").parse().unwrap()
+}
+
+#[test]
+fn a_long_bill_that_nobody_reads_takes_no_memory() {
+    const RECORDS: u64 = 6000;
+    if !ready() {
+        return;
+    }
+    let host = Host::new();
+    host.put("/v1/tenants/t", &json!({ "access": [{ "uid": READER.uid, "role": "read" }] }));
+    host.done("PUT", "/v1/tenants/t/volumes/d", &json!({ "size_mib": 1 }));
+    let own = eventually("a record", || host.get("/v1/usage").as_array().unwrap().first().cloned());
+    host.terminate();
+    host.store_is_closed();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let (store, _) = Store::open(&host.state_dir().join("yund.redb"), &try_here).unwrap();
+        let rows: Vec<(String, Record)> = store.scan(Table::Usage, "", 1).await.unwrap();
+        let used =
+            [Meter::VcpuNs, Meter::MemMibNs, Meter::DiskReadBytes, Meter::DiskReads, Meter::DiskWrites];
+        let used = used.into_iter().fold(Counters::default(), |used, meter| used.with(meter, 7_u64 << 30));
+        let mut batch = Batch::new();
+        for seq in 0..RECORDS {
+            let id = format!("filler-{seq}");
+            let record = Record { id: id.clone(), seq, used: used.clone(), ..rows[0].1.clone() };
+            batch.put(Table::Usage, format!("{:020}-{id}", record.end_ns), &record);
+        }
+        store.commit(batch).await.unwrap();
+    });
+    host.store_is_closed();
+    host.start();
+    let whole = host.ask_as(READER, "GET", "/v1/usage", &Value::Null);
+    let rows = whole.json().as_array().unwrap().len() as u64;
+    assert!(rows > RECORDS * 5 && whole.text().contains(own["x_RecordId"].as_str().unwrap()), "{rows}");
+    let csv = host.ask_as(READER, "GET", "/v1/usage?format=csv", &Value::Null);
+    assert!(csv.text().lines().count() as u64 > RECORDS * 5);
+    let before = memory_kib(host.pid(), "VmHWM:");
+    let deaf: Vec<_> = (0..16).map(|_| READER.does(|| client::follow(&host.socket(), "/v1/usage"))).collect();
+    let grown_mib = (memory_kib(host.pid(), "VmHWM:") - before) >> 10;
+    drop(deaf);
+    assert!(before >> 10 < 64 && grown_mib < 64, "{before} KiB, and {grown_mib} MiB more");
 }

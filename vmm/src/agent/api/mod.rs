@@ -25,7 +25,7 @@
 //! | `GET /tenants/{t}/vms/{v}/stats` | | [`VmStats`](super::model::VmStats) | R |
 //! | `GET /tenants/{t}/vms/{v}/logs?source=vmm\|console&tail=N&follow=BOOL` | | text | R |
 //! | `GET /tenants/{t}/vms/{v}/console?write=BOOL&history=BYTES` with `Connection: Upgrade`, `Upgrade: yun-console` | | 101, then raw bytes both ways | R; W to write |
-//! | `PUT /tenants/{t}/vms/{v}/interfaces/{i}/class` | [`ClassChange`](super::model::ClassChange) | [`Vm`](super::model::Vm) | A |
+//! | `PUT /tenants/{t}/vms/{v}/interfaces/{i}/class` | [`ClassChange`](super::model::ClassChange) | [`Vm`](super::model::Vm) | W, as far as the tenant's `egress` goes |
 //! | `GET /tenants/{t}/volumes` | | list of [`Volume`](super::model::Volume) | R |
 //! | `GET`, `DELETE /tenants/{t}/volumes/{d}` | | [`Volume`](super::model::Volume); 204 | R, W |
 //! | `PUT /tenants/{t}/volumes/{d}` | [`VolumeCreate`](super::model::VolumeCreate) | [`Operation`](super::model::Operation) (202) | W |
@@ -49,6 +49,7 @@
 //! Whatever is no success has an [`ErrorBody`](super::model::ErrorBody).
 
 pub mod auth;
+mod bill;
 mod reply;
 mod routes;
 mod server;

@@ -1,6 +1,5 @@
 //! Which request is whose: thin functions between HTTP and the agent, and the document that describes them.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::extract::{Request, State};
@@ -9,7 +8,7 @@ use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json, Router};
 use futures_util::{StreamExt, stream};
 use serde::Deserialize;
-use utoipa::{IntoParams, OpenApi, ToSchema};
+use utoipa::{IntoParams, OpenApi};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -21,12 +20,10 @@ use super::super::model::{
 };
 use super::super::operations::Op;
 use super::super::state::{Key, of_tenant};
-use super::super::usage::focus;
 use super::auth::Caller;
 use super::reply::{At, Body, One, Params, Two};
 use super::server::{no_method, nothing, with};
-use super::streams;
-use crate::utc::Utc;
+use super::{bill, streams};
 
 type Shared = State<Arc<Agent>>;
 type Who = Extension<Caller>;
@@ -83,7 +80,7 @@ fn document() -> OpenApiRouter<Arc<Agent>> {
         .routes(routes!(get_operation, cancel_operation))
         .routes(routes!(wait_operation))
         .routes(routes!(streams::events))
-        .routes(routes!(usage))
+        .routes(routes!(bill::usage))
         .routes(routes!(audit))
         .routes(routes!(lists))
         .routes(routes!(put_list))
@@ -116,7 +113,7 @@ async fn openapi() -> Response {
     typed("application/json", openapi_document())
 }
 
-fn typed(kind: &'static str, body: impl IntoResponse) -> Response {
+pub(super) fn typed(kind: &'static str, body: impl IntoResponse) -> Response {
     let mut response = body.into_response();
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
     response
@@ -164,7 +161,7 @@ async fn gc(State(agent): Shared, Body(request): Body<GcRequest>) -> Answer<GcRe
 }
 
 /// Tenants that the caller may see.
-fn visible(agent: &Agent, caller: &Caller) -> Vec<Name> {
+pub(super) fn visible(agent: &Agent, caller: &Caller) -> Vec<Name> {
     let state = agent.state();
     state
         .tenants
@@ -564,91 +561,6 @@ async fn wait_operation(
     let seconds = query.timeout_seconds.unwrap_or(30).min(WAIT_MAX);
     op.wait(std::time::Duration::from_secs(seconds)).await;
     Ok(Json(op.view()))
-}
-
-/// Form of a usage report.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, ToSchema)]
-#[serde(rename_all = "snake_case")]
-enum UsageFormat {
-    /// A list of objects.
-    #[default]
-    Json,
-    /// A table with a line of names.
-    Csv,
-}
-
-/// Parameters of a usage report.
-#[derive(Debug, Default, Deserialize, IntoParams)]
-#[serde(deny_unknown_fields, default)]
-#[into_params(parameter_in = Query)]
-struct UsageQuery {
-    /// Only of this tenant.
-    tenant: Option<Name>,
-    /// Only of this VM or volume.
-    vm: Option<Name>,
-    /// From when on (RFC 3339).
-    from: Option<String>,
-    /// Until when (RFC 3339).
-    to: Option<String>,
-    /// Its form.
-    format: UsageFormat,
-}
-
-fn point(field: &str, text: Option<&String>, default: u64) -> Result<u64, Denial> {
-    let Some(text) = text else { return Ok(default) };
-    Utc::parse(text).map(Utc::as_nanos).ok_or_else(|| {
-        let text: String = text.chars().take(80).collect();
-        Denial::invalid(format!(
-            "{field} {text:?} is no time: accepted is RFC 3339 in UTC, such as 2026-11-24T00:00:00Z"
-        ))
-    })
-}
-
-/// What was used, as rows with the column names of FOCUS. Samples are taken before it is written.
-#[utoipa::path(get, path = "/v1/usage", tag = "usage", params(UsageQuery),
-    responses((status = 200, body = Vec<focus::Row>), (status = 200, body = String, content_type = "text/csv")))]
-async fn usage(
-    State(agent): Shared,
-    Extension(caller): Who,
-    Params(query): Params<UsageQuery>,
-) -> Result<Response, Denial> {
-    let names = visible(&agent, &caller);
-    if let Some(tenant) = query.tenant.as_ref().filter(|tenant| !names.contains(tenant)) {
-        return Err(Denial::not_found("tenant", tenant));
-    }
-    let from = point("from", query.from.as_ref(), 0)?;
-    let to = point("to", query.to.as_ref(), u64::MAX)?;
-    agent.sample_for_a_reader().await;
-    let admin = caller.admin;
-    // By id: a name may have been another's before.
-    let theirs: BTreeMap<String, String> = {
-        let state = agent.state();
-        let id = |name: &Name| Some((name.to_string(), state.tenants.get(name)?.id.clone()));
-        names.iter().filter_map(id).collect()
-    };
-    let records = agent
-        .usage(from, to, |record| {
-            // Of tenants that are gone, administrators still see what they used.
-            (admin || theirs.get(&record.owner.tenant) == Some(&record.owner.tenant_id))
-                && query.tenant.as_ref().is_none_or(|tenant| tenant.as_str() == record.owner.tenant)
-                && query.vm.as_ref().is_none_or(|vm| vm.as_str() == record.owner.vm)
-        })
-        .await?;
-    let provider = agent.host_view().name;
-    let format = query.format;
-    let bytes = blocking(move || {
-        let (mut bytes, records) = (Vec::new(), records.into_iter().map(Ok));
-        let written = match format {
-            UsageFormat::Json => focus::write_json(&provider, records, &mut bytes).map_err(|e| e.to_string()),
-            UsageFormat::Csv => focus::write_csv(&provider, records, &mut bytes).map_err(|e| e.to_string()),
-        };
-        written.map(|_| bytes).map_err(Denial::host)
-    })
-    .await?;
-    Ok(match query.format {
-        UsageFormat::Json => typed("application/json", bytes),
-        UsageFormat::Csv => typed("text/csv; charset=utf-8", bytes),
-    })
 }
 
 /// Parameters of an export of the audit log.

@@ -200,46 +200,74 @@ impl Row {
     }
 }
 
-/// Writes records as CSV with a header, one row after the other. A text cell that a spreadsheet would take for a formula
-/// gets a `'` before it.
-///
-/// # Errors
-/// What `to` says, or the first that `records` yields.
-pub fn write_csv(
-    provider: &str,
-    records: impl IntoIterator<Item = io::Result<Record>>,
-    to: impl Write,
-) -> io::Result<()> {
-    // The header goes first, also if there are no rows.
-    let mut csv = csv::WriterBuilder::new().has_headers(false).from_writer(to);
-    csv.write_record(COLUMNS)?;
-    for record in records {
-        for row in rows(provider, &record?) {
-            csv.serialize(row.for_spreadsheets())?;
-        }
-    }
-    csv.flush()
+/// Writes records in pieces that make one document: as CSV with a header, in which a text cell that a spreadsheet would take
+/// for a formula gets a `'` before it; or as a JSON array of [`Row`]s. One row after the other, and none is kept.
+#[derive(Debug)]
+pub struct Writer {
+    provider: String,
+    form: Form,
 }
 
-/// Writes records as a JSON array of [`Row`]s, one row after the other.
-///
-/// # Errors
-/// What `to` says, or the first that `records` yields.
-pub fn write_json(
-    provider: &str,
-    records: impl IntoIterator<Item = io::Result<Record>>,
-    mut to: impl Write,
-) -> io::Result<()> {
-    let mut before = "[\n";
-    for record in records {
-        for row in rows(provider, &record?) {
-            to.write_all(before.as_bytes())?;
-            serde_json::to_writer(&mut to, &row)?;
-            before = ",\n";
+#[derive(Debug)]
+enum Form {
+    Csv { begun: bool },
+    Json { begun: bool },
+}
+
+impl Writer {
+    /// Of CSV, of what `provider` sells.
+    #[must_use]
+    pub fn csv(provider: &str) -> Self {
+        Self { provider: provider.to_owned(), form: Form::Csv { begun: false } }
+    }
+
+    /// Of JSON.
+    #[must_use]
+    pub fn json(provider: &str) -> Self {
+        Self { provider: provider.to_owned(), form: Form::Json { begun: false } }
+    }
+
+    /// The next records.
+    ///
+    /// # Errors
+    /// What `to` says.
+    pub fn add(&mut self, records: &[Record], mut to: impl Write) -> io::Result<()> {
+        let rows = records.iter().flat_map(|record| rows(&self.provider, record));
+        match &mut self.form {
+            Form::Csv { begun } => {
+                let mut csv = csv::WriterBuilder::new().has_headers(false).from_writer(to);
+                // The header goes first, also if there are no rows.
+                if !std::mem::replace(begun, true) {
+                    csv.write_record(COLUMNS)?;
+                }
+                for row in rows {
+                    csv.serialize(row.for_spreadsheets())?;
+                }
+                csv.flush()
+            }
+            Form::Json { begun } => {
+                for row in rows {
+                    to.write_all(if std::mem::replace(begun, true) { b",\n" } else { b"[\n" })?;
+                    serde_json::to_writer(&mut to, &row)?;
+                }
+                to.flush()
+            }
         }
     }
-    to.write_all(if before == ",\n" { b"\n]\n" } else { b"[]\n" })?;
-    to.flush()
+
+    /// The end.
+    ///
+    /// # Errors
+    /// What `to` says.
+    pub fn end(mut self, mut to: impl Write) -> io::Result<()> {
+        self.add(&[], &mut to)?;
+        match self.form {
+            Form::Csv { .. } => {}
+            Form::Json { begun: true } => to.write_all(b"\n]\n")?,
+            Form::Json { begun: false } => to.write_all(b"[]\n")?,
+        }
+        to.flush()
+    }
 }
 
 #[cfg(test)]
