@@ -1,5 +1,6 @@
 //! Tenants and strangers who want more than is theirs.
 
+use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -319,4 +320,36 @@ fn a_long_bill_that_nobody_reads_takes_no_memory() {
     let grown_mib = (memory_kib(host.pid(), "VmHWM:") - before) >> 10;
     drop(deaf);
     assert!(before >> 10 < 64 && grown_mib < 64, "{before} KiB, and {grown_mib} MiB more");
+}
+
+#[test]
+fn strangers_take_nothing_from_those_who_have_a_tenant_however_many_they_are() {
+    if !ready() {
+        return;
+    }
+    const STRANGERS: [User; 4] = [
+        User { uid: 47_311, gids: &[47_311] },
+        User { uid: 47_312, gids: &[47_312] },
+        User { uid: 47_313, gids: &[47_313] },
+        User { uid: 47_314, gids: &[47_314] },
+    ];
+    let host = Host::with(&["--connections-max", "16"]);
+    host.put("/v1/tenants/t", &json!({ "access": [{ "uid": READER.uid, "role": "read" }] }));
+    let connect = || UnixStream::connect(host.socket()).unwrap();
+    let idle: Vec<_> = STRANGERS.iter().map(|user| user.does(|| [(); 4].map(|()| connect()))).collect();
+    assert_eq!(host.ask_as(READER, "GET", "/v1/tenants/t", &Value::Null).status, 200);
+    drop(idle);
+    // Nor do they fill the disk with what is noted of them: one at a time is answered, at leisure.
+    eventually("a place", || {
+        let reply = STRANGERS[0].does(|| client::request(&host.socket(), "GET", "/v1/whoami", ""));
+        reply.ok().filter(|reply| reply.status == 200)
+    });
+    let began = Instant::now();
+    for user in STRANGERS {
+        eventually("an answer", || {
+            let reply = user.does(|| client::request(&host.socket(), "GET", "/v1/vms", ""));
+            reply.ok().filter(|reply| reply.status == 403)
+        });
+    }
+    assert!(began.elapsed() >= Duration::from_millis(350), "{:?}", began.elapsed());
 }

@@ -50,6 +50,12 @@ impl Caller {
         theirs.map(|access| access.role).max()
     }
 
+    /// Whether they may do nothing with any tenant.
+    #[must_use]
+    pub fn is_stranger(&self, tenants: &BTreeMap<Name, TenantRecord>) -> bool {
+        !self.admin && tenants.values().all(|tenant| self.role(tenant).is_none())
+    }
+
     /// What is shown to them of themselves.
     #[must_use]
     pub fn whoami(&self, tenants: &BTreeMap<Name, TenantRecord>) -> Whoami {
@@ -102,7 +108,7 @@ pub fn authorize(
             Role::Read => Err(forbidden(caller, &format!("the role in tenant {name} is read"))),
         };
     }
-    if !tenants.values().any(|tenant| caller.role(tenant).is_some()) {
+    if caller.is_stranger(tenants) {
         return Err(forbidden(caller, "no tenant's access list has this user or group"));
     }
     let shared = [

@@ -30,6 +30,12 @@ use crate::host::peer::Peer;
 
 /// Part of all connections that one user may have who is no administrator: a quarter.
 const SHARE: usize = 4;
+/// Part of all connections that those have together who may do nothing with any tenant: a sixteenth. Every user of the host
+/// is one of them, and some have thousands of numbers (subuid(5)).
+const STRANGERS_SHARE: usize = 16;
+/// How long an answer to one of them takes at least, one after the other: what is noted of their requests is on the disk for
+/// ever.
+const STRANGERS_PACE: Duration = Duration::from_millis(100);
 /// Longest head of a request, in bytes.
 const HEAD_LEN_MAX: usize = 16 << 10;
 /// How long the listener rests after the host refused a connection.
@@ -39,22 +45,33 @@ const REST: Duration = Duration::from_millis(50);
 #[derive(Clone, Debug)]
 pub struct Server {
     agent: Arc<Agent>,
-    connections: Arc<Mutex<HashMap<u32, usize>>>,
+    connections: Connections,
+}
+
+/// How many each user has; those of strangers are counted together, under no user.
+type Connections = Arc<Mutex<HashMap<Option<u32>, usize>>>;
+
+/// What every request passes.
+#[derive(Clone)]
+struct Gate {
+    agent: Arc<Agent>,
+    /// Held by the stranger that is being answered.
+    strangers: Arc<tokio::sync::Mutex<()>>,
 }
 
 /// A place among the connections; given back when dropped. What a request turns its connection into keeps it.
 pub(super) struct Place {
-    connections: Arc<Mutex<HashMap<u32, usize>>>,
-    uid: u32,
+    connections: Connections,
+    user: Option<u32>,
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
         let mut connections = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = connections.get_mut(&self.uid) {
+        if let Some(count) = connections.get_mut(&self.user) {
             *count -= 1;
             if *count == 0 {
-                connections.remove(&self.uid);
+                connections.remove(&self.user);
             }
         }
     }
@@ -93,7 +110,8 @@ impl Server {
     pub async fn serve(self, listener: std::os::unix::net::UnixListener) -> io::Result<Infallible> {
         listener.set_nonblocking(true)?;
         let listener = UnixListener::from_std(listener)?;
-        let audited = middleware::from_fn_with_state(Arc::clone(&self.agent), audited);
+        let gate = Gate { agent: Arc::clone(&self.agent), strangers: Arc::default() };
+        let audited = middleware::from_fn_with_state(gate, audited);
         let router = routes::router(Arc::clone(&self.agent)).layer(audited);
         loop {
             match listener.accept().await {
@@ -137,18 +155,20 @@ impl Server {
 
     fn place(&self, caller: &Caller) -> Option<Place> {
         let max = self.agent.config.connections_max;
+        let is_stranger = caller.is_stranger(&self.agent.state().tenants);
         let mut connections = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
         let all: usize = connections.values().sum();
-        let uid = caller.peer.uid;
-        let theirs = connections.get(&uid).copied().unwrap_or(0);
+        let user = (!is_stranger).then_some(caller.peer.uid);
+        let theirs = connections.get(&user).copied().unwrap_or(0);
         // Some are left to administrators, whoever takes the others.
-        let limit = if caller.admin { max } else { (max / SHARE).max(1) };
+        let share = if is_stranger { STRANGERS_SHARE } else { SHARE };
+        let limit = if caller.admin { max } else { (max / share).max(1) };
         let room = if caller.admin { max } else { max - max / SHARE };
         if theirs >= limit || all >= room {
             return None;
         }
-        connections.insert(uid, theirs + 1);
-        Some(Place { connections: Arc::clone(&self.connections), uid })
+        connections.insert(user, theirs + 1);
+        Some(Place { connections: Arc::clone(&self.connections), user })
     }
 }
 
@@ -168,11 +188,16 @@ async fn turn_away(stream: UnixStream, denial: Denial) {
 
 /// Takes the body in, decides whether the request may pass, has it answered, and writes down all of that.
 async fn audited(
-    State(agent): State<Arc<Agent>>,
+    State(Gate { agent, strangers }): State<Gate>,
     Extension(caller): Extension<Caller>,
     request: Request,
     next: Next,
 ) -> Response {
+    let is_stranger = caller.is_stranger(&agent.state().tenants);
+    if is_stranger {
+        let _turn = strangers.lock().await;
+        tokio::time::sleep(STRANGERS_PACE).await;
+    }
     let method = request.method().clone();
     let path = request.uri().path().to_owned();
     let target = request.uri().path_and_query().map_or_else(|| path.clone(), |target| target.to_string());
