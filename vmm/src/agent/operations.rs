@@ -17,6 +17,8 @@ use super::progress::Work;
 const REMEMBERED: usize = 512;
 /// Operations under way at the same time.
 pub const AT_ONCE_MAX: usize = 4096;
+/// Of these, those on one tenant's things.
+const OF_A_TENANT_MAX: usize = AT_ONCE_MAX / 4;
 
 /// What an operation is about.
 #[derive(Clone, Debug)]
@@ -154,6 +156,16 @@ impl Operations {
             let text = format!("{running} operations are under way, and {AT_ONCE_MAX} are accepted");
             return Err(Denial::new(DenialCode::TooMany, text).hint("wait for some of them"));
         }
+        if let Some(tenant) = &about.tenant {
+            let theirs = |op: &&Arc<Op>| op.is_running() && op.about.tenant.as_ref() == Some(tenant);
+            let theirs = inner.all.values().filter(theirs).count();
+            if theirs >= OF_A_TENANT_MAX {
+                let text = format!(
+                    "{theirs} operations on what tenant {tenant} has are under way, and {OF_A_TENANT_MAX} are accepted"
+                );
+                return Err(Denial::new(DenialCode::TooMany, text).hint("wait for some of them"));
+            }
+        }
         let mut excess = (inner.all.len() - running).saturating_sub(REMEMBERED - 1);
         inner.all.retain(|_, op| {
             let forget = excess > 0 && !op.is_running();
@@ -235,6 +247,26 @@ mod tests {
         let view = operations.get(op.id()).unwrap().view();
         assert_eq!((view.state, view.error, view.cancellable), (OperationState::Succeeded, None, false));
         assert_eq!(operations.get("op-0").unwrap_err().code, DenialCode::NotFound);
+    }
+
+    #[test]
+    fn one_tenant_does_not_use_up_the_operations_of_all() {
+        let operations = Operations::default();
+        let of = |tenant: &str| About { tenant: tenant.parse().ok(), ..about() };
+        let first = operations.begin(of("a")).unwrap();
+        for _ in 1..OF_A_TENANT_MAX {
+            operations.begin(of("a")).unwrap();
+        }
+        let denial = operations.begin(of("a")).unwrap_err();
+        assert_eq!(denial.code, DenialCode::TooMany);
+        assert_eq!(
+            denial.message,
+            "1024 operations on what tenant a has are under way, and 1024 are accepted"
+        );
+        operations.begin(of("b")).unwrap();
+        operations.begin(about()).unwrap();
+        first.end(Ok(()));
+        operations.begin(of("a")).unwrap();
     }
 
     #[test]
