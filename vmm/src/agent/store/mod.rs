@@ -13,6 +13,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::thread;
+use std::time::{Duration, Instant};
 
 use redb::{
     CommitError, Database, DatabaseError, Durability, ReadOnlyDatabase, ReadableDatabase, StorageError,
@@ -24,6 +25,8 @@ use tokio::sync::oneshot;
 
 /// Version of the tables and what is in them. It goes up when an older agent would misread what a newer one wrote.
 pub const FORMAT: u32 = 1;
+/// How long what is about to end may keep the store.
+const DYING: Duration = Duration::from_secs(2);
 
 /// Commits that are made together, at most.
 const TOGETHER_MAX: usize = 128;
@@ -226,11 +229,19 @@ fn decode<T: DeserializeOwned>(table: Table, rows: Rows) -> Result<Vec<(String, 
 
 impl Store {
     /// Opens the store at `path`, or makes one, and reads it. One that was not closed is first copied, for `trial` to repair.
+    /// One that is in use is waited for a little: a process that a killed agent was about to start has it open as long as it
+    /// is not another program. Blocks.
     ///
     /// # Errors
     /// [`StoreError`]; then the file is as it was.
     pub fn open(path: &Path, trial: &Trial) -> Result<(Self, Loaded), StoreError> {
-        let (database, loaded) = open(path, trial)?;
+        let deadline = Instant::now() + DYING;
+        let (database, loaded) = loop {
+            match open(path, trial) {
+                Err(StoreError::InUse(_)) if Instant::now() < deadline => thread::sleep(DYING / 100),
+                opened => break opened?,
+            }
+        };
         let (jobs, inbox) = mpsc::channel();
         let path = path.to_owned();
         let writer = Writer { path: path.clone(), database: Some(database) };

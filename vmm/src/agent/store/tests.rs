@@ -134,3 +134,19 @@ fn a_copy_is_a_store_with_the_same_in_it() {
     let (_store, loaded) = Store::open(&copy, &try_here).unwrap();
     assert_eq!(loaded.all::<u64>(&copy, Table::Tenants).unwrap()["a"], 7);
 }
+
+#[test]
+fn what_is_about_to_end_is_waited_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("s.redb");
+    drop(Store::open(&path, &try_here).unwrap());
+    // It is closed by a thread of its own.
+    let held = fs::File::open(&path).unwrap();
+    held.lock().unwrap();
+    let dying = thread::spawn(move || {
+        thread::sleep(DYING / 10);
+        drop(held);
+    });
+    Store::open(&path, &try_here).unwrap();
+    dying.join().unwrap();
+}
