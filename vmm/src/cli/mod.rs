@@ -9,7 +9,7 @@
 //! | `operation`, `signals` | long work: progress, and Ctrl-C that detaches |
 //! | `vm`, `spec`, `run`, `manifest` | VMs, one by one, in the foreground, from files |
 //! | `image`, `volume`, `net`, `tenant`, `host`, [`audit`] | the other things |
-//! | `console`, [`mod@escape`], `terminal`, `top`, `stream` | what takes the terminal, or goes on |
+//! | `console`, [`mod@escape`], `terminal`, `screen`, `top`, `stream` | what takes the terminal, or goes on |
 //! | [`complete`] | what a shell and `man` need |
 //!
 //! One thread and a current-thread runtime; stdin is read by a thread of its own where the terminal is the guest's. Nothing
@@ -31,6 +31,7 @@ mod operation;
 pub mod output;
 mod records;
 mod run;
+mod screen;
 mod signals;
 mod spec;
 mod stream;

@@ -7,6 +7,7 @@ use super::args::vm::{Events, Logs};
 use super::client::{Stream, with_query};
 use super::error::Failure;
 use super::output::{Format, Record, note, print, print_bytes, printable};
+use super::screen::Screen;
 use crate::agent::model::Event;
 
 /// How long a follower waits for an agent that restarts, in seconds, trying each second.
@@ -26,10 +27,18 @@ pub(crate) async fn logs(context: &Context, asked: &Logs) -> Result<(), Failure>
         ],
     );
     let mut stream = context.client.stream(&path).await?;
-    while let Some(bytes) = stream.next().await? {
-        print_bytes(&bytes)?;
+    if !context.out.is_terminal() {
+        while let Some(bytes) = stream.next().await? {
+            print_bytes(&bytes)?;
+        }
+        return Ok(());
     }
-    Ok(())
+    // What a guest says does not steer the terminal of who reads about it; its console may.
+    let mut screen = Screen::default();
+    while let Some(bytes) = stream.next().await? {
+        print(&screen.show(&bytes))?;
+    }
+    print(&screen.end())
 }
 
 /// `yun events`.
