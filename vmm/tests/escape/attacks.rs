@@ -190,11 +190,15 @@ attacks! {
     another_name = |_| call!(SYS_sethostname, c"x".as_ptr(), 1);
     a_key = |_| call!(SYS_add_key, c"user".as_ptr(), c"x".as_ptr(), c"y".as_ptr(), 1, -3);
     a_keyring = |_| call!(SYS_keyctl, 0, -3, 1);
+    a_key_asked_for = |_| call!(SYS_request_key, c"user".as_ptr(), c"x".as_ptr(), 0, -3);
     a_bpf_program = |_| call!(SYS_bpf, 0, [0u64; 16].as_ptr(), 128);
     performance_counters = |_| call!(SYS_perf_event_open, [0u64; 16].as_ptr(), 0, -1, -1, 0);
     page_faults = |_| call!(SYS_userfaultfd, 0);
+    // A thread whose work is a ring of its own is named in `work_of` here, for what it may do with it; what it may not (operations
+    // that are not on the ring's list, its restrictions lifted, a second ring) is then to be tried on that ring.
     an_io_uring = |_| call!(SYS_io_uring_setup, 8, [0u64; 16].as_ptr());
     an_operation_on_an_io_uring = |_| call!(SYS_io_uring_enter, 0, 1, 0, 0, 0, 0);
+    an_io_uring_changed = |_| call!(SYS_io_uring_register, 0, 11, 0, 0); // IORING_REGISTER_RESTRICTIONS
     // Networks and devices.
     a_tcp_socket = |_| call!(SYS_socket, libc::AF_INET, libc::SOCK_STREAM, 0);
     a_raw_socket = |_| call!(SYS_socket, libc::AF_INET, libc::SOCK_RAW, 1);
