@@ -2,6 +2,7 @@
 //! owner without threads, a guest driver over either transport, back ends that fail on purpose.
 
 pub mod block;
+pub mod engine;
 pub mod fake;
 pub mod irq;
 pub mod net;

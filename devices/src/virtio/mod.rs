@@ -201,6 +201,15 @@ pub trait Running: Send {
         Served::Drained
     }
 
+    /// A descriptor, with its index, that the device has begun to wait for beside its sources, once: it is watched like them
+    /// until it is closed. Asked after each call.
+    fn new_source(&mut self) -> Option<(usize, RawFd)> {
+        None
+    }
+
+    /// Finishes requests in flight, so that nothing of the device's touches guest memory until it is called again.
+    fn settle(&mut self) {}
+
     /// Whether the service of single queues can be split off, so that several threads share the work.
     fn divides(&self) -> bool {
         false
@@ -220,6 +229,19 @@ pub trait Running: Send {
 pub trait Part: Send {
     /// As [`Running::serve`], of its queue.
     fn serve(&mut self) -> Served;
+
+    /// Its source became readable, or `Served::More`/`After` of it is due.
+    fn ready(&mut self) -> Served {
+        Served::Drained
+    }
+
+    /// As [`Running::new_source`]; it has one at a time.
+    fn new_source(&mut self) -> Option<RawFd> {
+        None
+    }
+
+    /// As [`Running::settle`].
+    fn settle(&mut self) {}
 
     /// Settles requests in flight and serves nothing more.
     fn end(self: Box<Self>);

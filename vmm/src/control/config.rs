@@ -37,7 +37,7 @@ pub trait HostFiles {
     /// As above.
     fn open_initrd(&mut self, path: &str) -> io::Result<Self::Initrd>;
 
-    /// Opens a drive image. `replacing` is the handle that will be dropped if this succeeds: a lock that it holds on
+    /// Opens a drive image at `path`, for use as `spec` says. `replacing` is the handle that will be dropped if this succeeds: a lock that it holds on
     /// the same image is no conflict.
     ///
     /// # Errors
@@ -45,7 +45,7 @@ pub trait HostFiles {
     fn open_drive(
         &mut self,
         path: &str,
-        read_only: bool,
+        spec: &Drive,
         replacing: Option<&Self::Drive>,
     ) -> io::Result<Self::Drive>;
 
@@ -219,7 +219,7 @@ impl<H: HostFiles> VmResources<H> {
             return Err(DriveError::LateRoot.into());
         }
         let file = host
-            .open_drive(&spec.path, spec.read_only, None)
+            .open_drive(&spec.path, &spec, None)
             .map_err(|error| DriveError::open(&error, &spec.path))?;
         let entry = DriveEntry { spec, file };
         apply(&entry).map_err(DriveError::Plug)?;
@@ -282,7 +282,7 @@ impl<H: HostFiles> VmResources<H> {
         }
         let replacing = place.map(|index| &self.drives[index].file);
         let file = host
-            .open_drive(&spec.path, spec.read_only, replacing)
+            .open_drive(&spec.path, &spec, replacing)
             .map_err(|error| DriveError::open(&error, &spec.path))?;
         let root = spec.root;
         let entry = DriveEntry { spec, file };
@@ -352,7 +352,7 @@ impl<H: HostFiles> VmResources<H> {
         let limiter = RateLimiter::merge(drive.spec.limiter, patch.rate_limiter);
         let file = match &patch.path_on_host {
             Some(path) => Some(
-                host.open_drive(path, drive.spec.read_only, Some(&drive.file))
+                host.open_drive(path, &drive.spec, Some(&drive.file))
                     .map_err(|error| DriveError::patch_open(&error, path))?,
             ),
             None => None,

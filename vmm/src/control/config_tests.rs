@@ -39,7 +39,7 @@ impl HostFiles for Host {
     fn open_drive(
         &mut self,
         path: &str,
-        _read_only: bool,
+        _spec: &crate::spec::Drive,
         _replacing: Option<&String>,
     ) -> io::Result<String> {
         self.open(path)

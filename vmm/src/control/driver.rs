@@ -34,6 +34,7 @@ use crate::arch::x86_64::cpuid::Topology;
 use crate::boot::cmdline::Root;
 use crate::events::{EventKind, EventRing};
 use crate::host::console::Console;
+use crate::host::direct::Direct;
 use crate::host::disk::Disk;
 use crate::host::lent::Received;
 use crate::host::tap::Tap;
@@ -49,8 +50,8 @@ use crate::sandbox::descriptors::inherited;
 use crate::sandbox::seccomp::Seccomp;
 use crate::sandbox::seccomp::rules::Kind;
 use crate::spec::{
-    CacheType, ConfigFile, HugePages, InstanceId, MachineConfigPatch, RateLimiter, TapSource, TokenBucket,
-    VmInfo,
+    CacheType, ConfigFile, Drive, HugePages, InstanceId, IoEngine, MachineConfigPatch, RateLimiter,
+    TapSource, TokenBucket, VmInfo,
 };
 
 /// How often the metrics file gets a line.
@@ -101,11 +102,14 @@ impl HostFiles for Host {
         self.open_kernel(path)
     }
 
-    fn open_drive(&mut self, path: &str, read_only: bool, replacing: Option<&Disk>) -> io::Result<Disk> {
-        match self.received.open(path)? {
-            Some(file) => Disk::of(file, &path, read_only, replacing),
-            None => Disk::open(path.as_ref(), read_only, replacing),
-        }
+    fn open_drive(&mut self, path: &str, spec: &Drive, replacing: Option<&Disk>) -> io::Result<Disk> {
+        let file = match self.received.open(path)? {
+            Some(file) => file,
+            None => Disk::open_file(path.as_ref(), spec.read_only)?,
+        };
+        // Before the lock changes hands: whoever is refused keeps what it had.
+        let direct = spec.direct.then(|| Direct::of(&file)).transpose()?;
+        Ok(Disk::of(file, &path, spec.read_only, replacing)?.direct(direct))
     }
 
     fn open_tap(&mut self, source: TapSource<'_>, replacing: Option<&Tap>) -> io::Result<Tap> {
@@ -442,7 +446,9 @@ impl Driver {
                 let machine = self.machine.as_ref().ok_or(Denial::BeforeStart)?;
                 self.resources.patch_drive(&mut self.host, &patch, |change| {
                     let limits = change.limiter.map_or_else(LimiterSpec::default, limiter_spec);
-                    machine.change_drive(change.index, change.file.cloned(), limits);
+                    let asynchronous = change.drive.spec.engine == IoEngine::Async;
+                    let disk = change.file.cloned().map(|disk| disk.asynchronous(asynchronous));
+                    machine.change_drive(change.index, disk, limits);
                     Ok(())
                 })
             }
@@ -579,7 +585,7 @@ fn drive_plan(drive: &DriveEntry<Host>) -> DrivePlan {
     let spec = &drive.spec;
     DrivePlan {
         id: spec.id.clone(),
-        disk: drive.file.clone(),
+        disk: drive.file.clone().asynchronous(spec.engine == IoEngine::Async),
         options: BlockOptions {
             name: spec.id.clone(),
             read_only: spec.read_only,

@@ -8,11 +8,13 @@ use std::path::Path;
 use std::sync::Arc;
 
 use devices::mem::VolatileSlice;
-use devices::virtio::block::{Backend, Erasure};
+use devices::virtio::block::{Backend, Engine, Erasure};
 use devices::virtio::queue::truncate;
 use nix::fcntl::{FallocateFlags, fallocate};
 
+use super::direct::Direct;
 use crate::kvm::blkdev;
+use crate::mem::uring::Uring;
 use crate::mem::vectored;
 
 const SECTOR: u64 = 512;
@@ -26,6 +28,10 @@ pub struct Disk {
     /// Of the file system, or of the device.
     block_bytes: u32,
     is_device: bool,
+    /// Whether each queue gets an io_uring.
+    asynchronous: bool,
+    /// How it is read and written past the host's page cache, if it is.
+    direct: Option<Arc<Direct>>,
 }
 
 /// Takes (or, with `F_UNLCK`, gives back) the lock of the whole file for its open file description (fcntl(2), F_OFD_SETLK).
@@ -54,9 +60,15 @@ impl Disk {
     /// # Errors
     /// What the host said; the image that is to be replaced keeps its lock then.
     pub fn open(path: &Path, read_only: bool, replacing: Option<&Disk>) -> io::Result<Self> {
-        let file =
-            OpenOptions::new().read(true).write(!read_only).custom_flags(libc::O_NONBLOCK).open(path)?;
-        Self::of(file, &path.display(), read_only, replacing)
+        Self::of(Self::open_file(path, read_only)?, &path.display(), read_only, replacing)
+    }
+
+    /// Opens the file of an image, for [`Disk::of`].
+    ///
+    /// # Errors
+    /// What the host said.
+    pub fn open_file(path: &Path, read_only: bool) -> io::Result<File> {
+        OpenOptions::new().read(true).write(!read_only).custom_flags(libc::O_NONBLOCK).open(path)
     }
 
     /// The same with a file that is open already; `name` is for the log. A lock belongs to the open file description, which
@@ -118,7 +130,24 @@ impl Disk {
             sectors: bytes / SECTOR,
             block_bytes: block_bytes.unwrap_or(512).max(512),
             is_device: kind.is_block_device(),
+            asynchronous: false,
+            direct: None,
         })
+    }
+
+    /// The same, whose transfers an io_uring does if `asynchronous` and if the host has one.
+    #[must_use]
+    pub fn asynchronous(self, asynchronous: bool) -> Self {
+        Self { asynchronous, ..self }
+    }
+
+    /// The same, read and written as `direct` says, which was made of its file. What is left at its end of less than a block
+    /// is not part of it.
+    #[must_use]
+    pub fn direct(self, direct: Option<Direct>) -> Self {
+        let Some(direct) = direct else { return self };
+        let block = u64::from(direct.block_bytes()) / SECTOR;
+        Self { sectors: self.sectors / block * block, direct: Some(Arc::new(direct)), ..self }
     }
 
     /// fallocate(2) of what no file can have is refused by the kernel.
@@ -142,14 +171,14 @@ impl Disk {
     }
 
     /// Writes zeros one by one.
-    fn write_zeros(&self, mut offset: u64, len: u64) -> io::Result<()> {
+    fn write_zeros(&mut self, mut offset: u64, len: u64) -> io::Result<()> {
         let mut zeros = [0; ZEROS];
         let zeros = VolatileSlice::from(&mut zeros[..]);
         let end = offset + len;
         while offset < end {
             let left = usize::try_from(end - offset).unwrap_or(usize::MAX);
             let mut part = [zeros; ZEROS_AT_ONCE];
-            match vectored::pwritev(self.file.as_fd(), truncate(&mut part, left), offset)? {
+            match self.write_at(offset, truncate(&mut part, left))? {
                 0 => return Err(io::ErrorKind::WriteZero.into()),
                 n => offset += n as u64,
             }
@@ -176,16 +205,38 @@ impl Backend for Disk {
         Box::new(self.clone())
     }
 
+    fn engine(&mut self, depth: u16) -> Option<io::Result<Box<dyn Engine>>> {
+        let (memory, len) = match &self.direct {
+            // A write of part of a block must be alone: with an engine it would not be.
+            Some(direct) if u64::from(direct.block_bytes()) != SECTOR => return None,
+            Some(direct) => (direct.memory_bytes(), direct.block_bytes() as usize),
+            None => (1, 1),
+        };
+        let ring =
+            || Ok(Box::new(Uring::new(Arc::clone(&self.file), depth, memory, len)?) as Box<dyn Engine>);
+        self.asynchronous.then(ring)
+    }
+
+    fn sector_bytes(&self) -> u32 {
+        self.direct.as_ref().map_or(512, |direct| direct.block_bytes())
+    }
+
     fn block_bytes(&self) -> u32 {
         self.block_bytes
     }
 
     fn read_at(&mut self, offset: u64, into: &[VolatileSlice<'_>]) -> io::Result<usize> {
-        vectored::preadv(self.file.as_fd(), into, offset)
+        match &self.direct {
+            Some(direct) => direct.read(&self.file, offset, into),
+            None => vectored::preadv(self.file.as_fd(), into, offset),
+        }
     }
 
     fn write_at(&mut self, offset: u64, from: &[VolatileSlice<'_>]) -> io::Result<usize> {
-        vectored::pwritev(self.file.as_fd(), from, offset)
+        match &self.direct {
+            Some(direct) => direct.write(&self.file, offset, from),
+            None => vectored::pwritev(self.file.as_fd(), from, offset),
+        }
     }
 
     fn erase(&mut self, offset: u64, len: u64, how: Erasure) -> io::Result<u64> {
@@ -320,7 +371,7 @@ mod tests {
     #[test]
     fn zeros_are_written_up_to_the_last_sector_of_a_range_of_any_length() {
         for sectors in [1, 31, 32, 33, 2048, 2049] {
-            let (file, disk) = filled(512 * (sectors + 2), None);
+            let (file, mut disk) = filled(512 * (sectors + 2), None);
             disk.write_zeros(512, 512 * sectors as u64).unwrap();
             let bytes = std::fs::read(file.path()).unwrap();
             let (first, rest) = bytes.split_at(512);

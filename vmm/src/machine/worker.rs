@@ -195,6 +195,14 @@ const TOKEN_QUIT: u64 = 1;
 const TOKEN_KICK: u64 = 1 << 8;
 const TOKEN_SOURCE: u64 = 1 << 16;
 
+/// Watches a device's descriptor until it is closed, or taken back.
+fn watch_source(epoll: &Epoll, source: usize, fd: RawFd) {
+    let event = EpollEvent::new(EventSet::IN | EventSet::EDGE_TRIGGERED, TOKEN_SOURCE + source as u64);
+    if let Err(e) = epoll.ctl(ControlOperation::Add, fd, event) {
+        log::error!("a device's descriptor can't be watched: {e}");
+    }
+}
+
 /// What a thread serves.
 enum Work {
     Device(Box<dyn Running>),
@@ -206,7 +214,23 @@ impl Work {
         match (self, job) {
             (Self::Device(device), Job::Queue(queue)) => device.serve(queue),
             (Self::Device(device), Job::Source(source)) => device.ready(source),
-            (Self::Part(part), _) => part.serve(),
+            (Self::Part(part), Job::Queue(_)) => part.serve(),
+            (Self::Part(part), Job::Source(_)) => part.ready(),
+        }
+    }
+
+    /// What it began to wait for.
+    fn new_source(&mut self) -> Option<(usize, RawFd)> {
+        match self {
+            Self::Device(device) => device.new_source(),
+            Self::Part(part) => part.new_source().map(|fd| (0, fd)),
+        }
+    }
+
+    fn settle(&mut self) {
+        match self {
+            Self::Device(device) => device.settle(),
+            Self::Part(part) => part.settle(),
         }
     }
 
@@ -287,6 +311,9 @@ impl Body {
         self.due.ripen();
         for job in std::mem::take(&mut self.due.now) {
             let served = work.do_job(job);
+            if let Some((source, fd)) = work.new_source() {
+                watch_source(&self.epoll, source, fd);
+            }
             (self.observer)(served);
             match served {
                 Served::Drained => {}
@@ -325,6 +352,9 @@ impl Body {
                 }
                 Order::Pause(reply) => {
                     self.paused = true;
+                    if let Some(work) = &mut self.work {
+                        work.settle();
+                    }
                     self.others.values().for_each(|other| other.handle.pause());
                     let _ = reply.send(());
                 }
@@ -342,11 +372,8 @@ impl Body {
             let rest = queues.split_off(queues.len().min(1));
             queues.extend(rest.into_iter().filter(|queue| !self.hand_over(&mut *device, *queue)));
         }
-        for (token, fd) in (TOKEN_SOURCE..).zip(device.sources()) {
-            let event = EpollEvent::new(EventSet::IN | EventSet::EDGE_TRIGGERED, token);
-            if let Err(e) = self.epoll.ctl(ControlOperation::Add, fd, event) {
-                log::error!("a device's descriptor can't be watched: {e}");
-            }
+        for (source, fd) in device.sources().into_iter().enumerate() {
+            watch_source(&self.epoll, source, fd);
         }
         self.work = Some(Work::Device(device));
         self.due = Due::default();

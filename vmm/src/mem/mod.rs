@@ -2,4 +2,5 @@
 
 pub mod heap;
 pub mod ram;
+pub mod uring;
 pub mod vectored;

@@ -63,6 +63,10 @@ pub struct DriveBody {
     /// Queues that the guest may use, 1 to 32; as many as it has vCPUs if missing (an addition to Firecracker's fields).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub num_queues: Option<u16>,
+    /// Whether reads and writes bypass the host's page cache (O_DIRECT); false if missing (an addition to Firecracker's
+    /// fields).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub direct: Option<bool>,
 }
 
 /// A drive that can be had, as far as its description goes.
@@ -88,6 +92,8 @@ pub struct Drive {
     pub serial: Option<String>,
     /// Queues that the guest may use, if their number was asked for.
     pub queues: Option<NonZeroU16>,
+    /// Whether I/O bypasses the host's page cache.
+    pub direct: bool,
 }
 
 /// Why a drive's description was refused.
@@ -148,6 +154,7 @@ impl TryFrom<DriveBody> for Drive {
             limiter: body.rate_limiter.and_then(RateLimiter::effective),
             serial: body.serial,
             queues: queues.transpose()?,
+            direct: body.direct.unwrap_or(false),
         })
     }
 }

@@ -81,6 +81,8 @@ pub struct DriveView {
     pub serial: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub num_queues: Option<u16>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub direct: Option<bool>,
 }
 
 impl From<&Drive> for DriveView {
@@ -97,6 +99,7 @@ impl From<&Drive> for DriveView {
             socket: None,
             serial: drive.serial.clone(),
             num_queues: drive.queues.map(NonZeroU16::get),
+            direct: drive.direct.then_some(true),
         }
     }
 }

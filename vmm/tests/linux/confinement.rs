@@ -118,6 +118,7 @@ fn life(bus: Bus, calls: &mut Calls) {
         dd if=a of=/dev/vda bs=4k conv=fsync 2>/dev/null
         echo 3 >/proc/sys/vm/drop_caches; dd if=/dev/vda of=/dev/null bs=64k 2>/dev/null
         taskset 2 dd if=a of=/dev/vda bs=4k oflag=direct 2>/dev/null; blkdiscard /dev/vda
+        dd if=a of=/dev/vdb bs=4k conv=fsync 2>/dev/null
         dd if=/dev/hwrng of=/dev/null bs=512 count=4 2>/dev/null
         ping -c 3 -i 0.2 172.18.0.1 >/dev/null && echo ping=answered
         head -c 1 >/dev/null; echo typed=yes; while :; do sleep 1; done";
@@ -143,6 +144,8 @@ fn configure(vm: &Vm, tap: &str) {
     vm.put("/metrics", &json!({"metrics_path": vm.path("metrics")}));
     vm.put("/serial", &json!({"rate_limiter": {"size": 1 << 20, "refill_time": 100}}));
     vm.put_drive("disk", &zeros(&vm.path("disk"), 1 << 20), &json!({"cache_type": "Writeback"}));
+    let ring = json!({"cache_type": "Writeback", "io_engine": "Async"});
+    vm.put_drive("ring", &zeros(&vm.path("ring"), 1 << 20), &ring);
     let interface = json!({"iface_id": "eth0", "host_dev_name": tap, "guest_mac": "06:00:ac:12:00:02"});
     vm.put("/network-interfaces/eth0", &interface);
     vm.put("/entropy", &json!({}));

@@ -154,13 +154,14 @@ fn threads_of(vm: &Vm, id: &str) -> Vec<String> {
 
 fn every_vcpu_has_its_queue_and_a_thread_behind_it(bus: Bus) {
     let mut vm = Vm::start(bus.flags());
-    let (many, one) = (zeros(&vm.path("many"), 8 << 20), zeros(&vm.path("one"), 8 << 20));
+    let [many, one, ring] = ["many", "one", "ring"].map(|name| zeros(&vm.path(name), 8 << 20));
     vm.put_drive("many", &many, &json!({"cache_type": "Writeback"}));
     vm.put_drive("one", &one, &json!({"cache_type": "Writeback", "num_queues": 1}));
+    vm.put_drive("ring", &ring, &json!({"cache_type": "Writeback", "io_engine": "Async"}));
     vm.put("/machine-config", &json!({"vcpu_count": 2, "mem_size_mib": 256}));
     let script = "cd /tmp; dd if=/dev/urandom of=a bs=64k count=64 2>/dev/null
         echo queues=$(ls /sys/block/vda/mq | wc -l),$(ls /sys/block/vdb/mq | wc -l)
-        for disk in vda vdb; do
+        for disk in vda vdb vdc; do
             taskset 1 dd if=a of=/dev/$disk bs=64k conv=fsync 2>/dev/null &
             taskset 2 dd if=a of=/dev/$disk bs=4k seek=1024 conv=fsync 2>/dev/null
             wait
@@ -168,7 +169,7 @@ fn every_vcpu_has_its_queue_and_a_thread_behind_it(bus: Bus) {
         echo 3 >/proc/sys/vm/drop_caches
         sum() { sha256sum | cut -d' ' -f1; }
         cat a a >both
-        for disk in vda vdb; do [ $(taskset 2 dd if=/dev/$disk bs=16k 2>/dev/null | sum) = $(sum <both) ]; done
+        for disk in vda vdb vdc; do [ $(taskset 2 dd if=/dev/$disk bs=16k 2>/dev/null | sum) = $(sum <both) ]; done
         echo served=yes; head -c 1 >/dev/null";
     boot(&vm, "", script);
     vm.prints("served=yes");
@@ -178,4 +179,5 @@ fn every_vcpu_has_its_queue_and_a_thread_behind_it(bus: Bus) {
     vm.types(b"\n");
     succeeds(&mut vm);
     assert_eq!(sha256(&many), sha256(&one));
+    assert_eq!(sha256(&many), sha256(&ring));
 }

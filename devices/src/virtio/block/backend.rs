@@ -2,6 +2,7 @@
 
 use std::io;
 
+use super::engine::Engine;
 use crate::mem::VolatileSlice;
 use crate::virtio::queue::{advance, total_len};
 
@@ -17,6 +18,18 @@ pub trait Backend: Send {
     /// Another share of the same storage, for another thread: what is written or flushed through one is so for all. A
     /// storage goes when the last of its shares does.
     fn share(&self) -> Box<dyn Backend>;
+
+    /// What does several transfers of this share at a time, up to `depth`; `None` for a storage that has no such thing, whose
+    /// transfers are then done one by one. Asked once, when the first request comes.
+    fn engine(&mut self, _depth: u16) -> Option<io::Result<Box<dyn Engine>>> {
+        None
+    }
+
+    /// What offsets and lengths of transfers had better be a multiple of, a power of two from 512 to 4096: the guest is told.
+    /// Others are served, by a detour.
+    fn sector_bytes(&self) -> u32 {
+        512
+    }
 
     /// Bytes of a block of the storage, a power of two: what is aligned to it is written and erased best.
     fn block_bytes(&self) -> u32 {

@@ -99,7 +99,7 @@ impl Backings {
         };
         let flushed = self.flush_each(older);
         if flushed.is_err() {
-            self.lost.store(true, Ordering::Release);
+            self.owe_a_failure();
         }
         let mut history = self.history();
         // Only now: until here a FLUSH of another queue sees this one behind.
@@ -137,11 +137,16 @@ impl Backings {
         self.flush_each(older)
     }
 
+    /// Has the next FLUSH fail: an old backing may have lost something.
+    pub(super) fn owe_a_failure(&self) {
+        self.lost.store(true, Ordering::Release);
+    }
+
     /// Flushes `backend`, an old one that is being left.
     pub(super) fn flush_left(&self, backend: &mut dyn Backend) -> io::Result<()> {
         let result = if self.flushes { backend.flush() } else { Ok(()) };
         if result.is_err() {
-            self.lost.store(true, Ordering::Release);
+            self.owe_a_failure();
         }
         result
     }

@@ -67,20 +67,22 @@ pub(super) fn offered(options: &BlockOptions) -> u64 {
 ///
 /// The storage's block size is told as it is now: another backing changes the capacity and nothing else.
 pub(super) fn space(backend: &dyn Backend, queues: u16) -> Arc<ConfigSpace> {
-    let block = backend.block_bytes().clamp(512, BLOCK_BYTES_MAX);
-    let sectors_of_block = block / 512;
+    let sector = backend.sector_bytes().clamp(512, BLOCK_BYTES_MAX);
+    let block = backend.block_bytes().clamp(sector, BLOCK_BYTES_MAX);
+    // The topology counts in blocks of BLK_SIZE, a discard in sectors of 512 bytes (§5.2.4).
+    let (blocks, sectors) = (block / sector, block / 512);
     let mut bytes = vec![0; BYTES];
     let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
     put(0, &backend.sectors().to_le_bytes());
     // A chain is a header, that many data segments and a status.
     put(SEG_MAX, &u32::from(QUEUE_SIZE - 2).to_le_bytes());
-    put(BLK_SIZE, &512u32.to_le_bytes());
-    put(PHYSICAL_BLOCK_EXP, &sectors_of_block.ilog2().to_le_bytes()[..1]);
-    put(MIN_IO_SIZE, &sectors_of_block.to_le_bytes()[..2]);
+    put(BLK_SIZE, &sector.to_le_bytes());
+    put(PHYSICAL_BLOCK_EXP, &blocks.ilog2().to_le_bytes()[..1]);
+    put(MIN_IO_SIZE, &blocks.to_le_bytes()[..2]);
     put(NUM_QUEUES, &queues.to_le_bytes());
     put(MAX_DISCARD_SECTORS, &DISCARD_SECTORS_MAX.to_le_bytes());
     put(MAX_DISCARD_SEG, &DISCARD_SEGMENTS_MAX.to_le_bytes());
-    put(DISCARD_SECTOR_ALIGNMENT, &sectors_of_block.to_le_bytes());
+    put(DISCARD_SECTOR_ALIGNMENT, &sectors.to_le_bytes());
     put(MAX_WRITE_ZEROES_SECTORS, &ZEROES_SECTORS_MAX.to_le_bytes());
     put(MAX_WRITE_ZEROES_SEG, &ZEROES_SEGMENTS_MAX.to_le_bytes());
     put(WRITE_ZEROES_MAY_UNMAP, &[1]);

@@ -1,12 +1,15 @@
 //! One queue of a disk in use: its ring, its share of the backing, its counters. Owned by the thread that serves it.
 
 use std::io;
+use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::backend::{Direction, Erasure, transfer};
 use super::backing::Joined;
-use super::request::{HEADER_BYTES, Refusal, Request, Status, parse};
+use super::flight::Flights;
+use super::outcome::Outcome;
+use super::request::{HEADER_BYTES, Reply, Request, Status, parse};
 use super::{BlockMetrics, Shared, erase};
 use crate::irq::Interrupt;
 use crate::mem::{Ram, VolatileSlice};
@@ -29,38 +32,61 @@ pub(super) struct Session {
     pub broken: AtomicBool,
 }
 
-/// How a request ended, for the driver.
-type Outcome = Result<u32, Status>;
-
 pub(super) struct Lane {
-    index: u16,
-    shared: Arc<Shared>,
-    session: Arc<Session>,
-    ring: Ring,
-    chain: Chain,
+    pub(super) index: u16,
+    pub(super) shared: Arc<Shared>,
+    pub(super) session: Arc<Session>,
+    pub(super) ring: Ring,
+    pub(super) chain: Chain,
     /// `None` until the queue is served for the first time.
-    backing: Option<Joined>,
+    pub(super) backing: Option<Joined>,
     /// Whether writes were flushed one by one when it was last looked.
-    write_through: bool,
+    pub(super) write_through: bool,
+    /// What does several requests at a time, if the backing has such a thing and a request came.
+    pub(super) flights: Option<Flights>,
+    /// The backing was not yet asked for it.
+    pub(super) engine_unknown: bool,
+    pub(super) new_source: Option<RawFd>,
+    /// There may be chains that no kick will tell of: everything was in flight when it was last looked.
+    pub(super) stalled: bool,
+    /// Bytes moved since the driver was told.
+    pub(super) unreported: u64,
 }
 
 impl Lane {
     pub(super) fn new(index: u16, shared: Arc<Shared>, session: Arc<Session>, ring: Ring) -> Self {
         let chain = Chain::with_room_for(ring.size());
         let write_through = shared.writes_through(session.features);
-        Self { index, shared, session, ring, chain, backing: None, write_through }
+        Self {
+            index,
+            shared,
+            session,
+            ring,
+            chain,
+            backing: None,
+            write_through,
+            flights: None,
+            engine_unknown: true,
+            new_source: None,
+            stalled: false,
+            unreported: 0,
+        }
     }
 
-    fn metrics(&self) -> &BlockMetrics {
+    pub(super) fn metrics(&self) -> &BlockMetrics {
         &self.shared.metrics[usize::from(self.index)]
     }
 
     /// The backing that requests from now on go to.
-    fn catch_up(&mut self) {
+    fn catch_up(&mut self) -> Result<(), RingError> {
         if self.backing.as_ref().is_some_and(|backing| !self.shared.backings.is_behind(backing.generation)) {
-            return;
+            return Ok(());
         }
         let swapped = self.backing.is_some();
+        // What is in flight is the old one's.
+        self.finish_flights()?;
+        self.flights = None;
+        self.engine_unknown = true;
         let mut joined = self.shared.backings.catch_up(self.index.into());
         if let Err(error) = std::mem::replace(&mut joined.flushed, Ok(())) {
             self.metrics().flush_failures.inc();
@@ -70,9 +96,10 @@ impl Lane {
         if swapped {
             self.metrics().swaps.inc();
         }
+        Ok(())
     }
 
-    fn backing(&mut self) -> &mut Joined {
+    pub(super) fn backing(&mut self) -> &mut Joined {
         self.backing.as_mut().expect("a batch begins by catching up")
     }
 
@@ -80,11 +107,15 @@ impl Lane {
     fn batch(&mut self) -> Result<Served, RingError> {
         let ram = Ram::clone(&self.session.ram);
         let mut slices = Vec::with_capacity(SLICES_AT_FIRST);
-        let mut unreported = 0;
-        self.catch_up();
+        self.stalled = false;
+        self.catch_up()?;
         self.look_at_cache_mode();
         self.ring.suppress_kicks(&ram)?;
         for turn in 0..REQUESTS_PER_BATCH {
+            if self.flights.as_ref().is_some_and(Flights::is_full) {
+                self.stalled = true;
+                return Ok(Served::Drained);
+            }
             if !self.ring.pop(&ram, &mut self.chain)? {
                 if self.ring.rearm(&ram)? {
                     self.ring.suppress_kicks(&ram)?;
@@ -96,15 +127,11 @@ impl Lane {
                 return Ok(Served::Drained);
             }
             // After the pop: whoever was told of a new backing before making this request gets it.
-            self.catch_up();
+            self.catch_up()?;
             if let Some(served) = self.throttle() {
                 return Ok(served);
             }
-            unreported += self.one(&ram, &mut slices)?;
-            if unreported >= BYTES_PER_INTERRUPT {
-                unreported = 0;
-                self.tell()?;
-            }
+            self.one(&ram, &mut slices)?;
         }
         Ok(Served::More)
     }
@@ -136,29 +163,43 @@ impl Lane {
         Some(Served::After(wait))
     }
 
-    /// Serves the popped chain; returns the bytes moved.
-    fn one<'m>(&mut self, ram: &'m Ram, slices: &mut Vec<VolatileSlice<'m>>) -> Result<u64, RingError> {
+    /// Serves the popped chain, or has the engine do it.
+    fn one<'m>(&mut self, ram: &'m Ram, slices: &mut Vec<VolatileSlice<'m>>) -> Result<(), RingError> {
         slices.clear();
         resolve(ram, self.chain.readable(), slices)?;
         let readable = slices.len();
         resolve(ram, self.chain.writable(), slices)?;
         let (readable, writable) = slices.split_at_mut(readable);
-        let head = self.chain.head();
+        let Some(reply) = Reply::owed(&self.chain) else {
+            return Err(RingError::NoAnswer { head: self.chain.head() });
+        };
         let sectors = self.backing().sectors;
         let rules = self.shared.rules(self.session.features, sectors);
-        let Some((request, reply)) = parse(head, readable, writable, &rules) else {
-            return Err(RingError::NoAnswer { head });
-        };
-        let (outcome, moved) = match request {
-            Ok(request) => self.execute(request),
-            Err(refusal) => (Err(self.refuse(&refusal)), 0),
-        };
+        match parse(readable, writable, &rules) {
+            Ok(request) => {
+                let Err((request, reply)) = self.take_off(request, reply, ram) else { return Ok(()) };
+                let (outcome, moved) = self.execute(request);
+                self.answer(reply, outcome, moved)
+            }
+            Err(refusal) => {
+                let status = self.refuse(&refusal);
+                self.answer(reply, Err(status), 0)
+            }
+        }
+    }
+
+    /// Gives the driver its answer.
+    pub(super) fn answer(&mut self, reply: Reply, outcome: Outcome, moved: u64) -> Result<(), RingError> {
         let (status, data_bytes) = match outcome {
             Ok(data_bytes) => (Status::Ok, data_bytes),
             Err(status) => (status, 0),
         };
-        reply.finish(&mut self.ring, ram, status, data_bytes)?;
-        Ok(moved)
+        reply.finish(&mut self.ring, &self.session.ram, status, data_bytes)?;
+        self.unreported += moved;
+        if self.unreported >= BYTES_PER_INTERRUPT {
+            self.tell()?;
+        }
+        Ok(())
     }
 
     /// Carries out `request`; the outcome and the bytes moved.
@@ -184,45 +225,15 @@ impl Lane {
         }
     }
 
-    fn was_read(&mut self, offset: u64, len: u32, result: io::Result<()>) -> Outcome {
-        if let Err(error) = result {
-            self.metrics().read_failures.inc();
-            return Err(self.host_failed("read", offset, &error));
-        }
-        self.metrics().read_count.inc();
-        self.metrics().read_bytes.add(len.into());
-        Ok(len)
-    }
-
-    fn was_written(&mut self, offset: u64, len: u32, mut result: io::Result<()>) -> Outcome {
-        if result.is_ok() && self.shared.writes_through(self.session.features) {
-            // A driver that can't flush, or chose not to, assumes that a completed write is stable (virtio 1.2 §5.2.6.2).
-            result = self.backing().backend.flush();
-        }
-        if let Err(error) = result {
-            self.metrics().write_failures.inc();
-            return Err(self.host_failed("write", offset, &error));
-        }
-        self.metrics().write_count.inc();
-        self.metrics().write_bytes.add(len.into());
-        Ok(0)
-    }
-
-    fn was_flushed(&mut self, result: io::Result<()>) -> Outcome {
-        if let Err(error) = result {
-            self.metrics().flush_failures.inc();
-            return Err(self.host_failed("flush", 0, &error));
-        }
-        self.metrics().flush_count.inc();
-        Ok(0)
-    }
-
     /// Puts on stable storage what this queue or another has completed, whichever backing it went to.
     fn flush(&mut self) -> io::Result<()> {
-        let shared = Arc::clone(&self.shared);
-        let backing = self.backing();
-        shared.backings.flush_older(backing.generation)?;
-        backing.backend.flush()
+        self.flush_older()?;
+        self.backing().backend.flush()
+    }
+
+    pub(super) fn flush_older(&mut self) -> io::Result<()> {
+        let generation = self.backing().generation;
+        self.shared.backings.flush_older(generation)
     }
 
     /// Erases `ranges` in turn, up to the first that fails.
@@ -247,25 +258,9 @@ impl Lane {
         Ok(0)
     }
 
-    fn host_failed(&self, op: &str, offset: u64, error: &io::Error) -> Status {
-        if let Some(muted) = self.shared.may_log() {
-            let name = &self.shared.name;
-            log::error!("{name}: {op} at byte {offset} failed: {error} ({muted} lines left out before)");
-        }
-        Status::IoErr
-    }
-
-    fn refuse(&self, refusal: &Refusal) -> Status {
-        self.metrics().refused.inc();
-        if let Some(muted) = self.shared.may_log() {
-            let name = &self.shared.name;
-            log::warn!("{name}: request refused: {refusal} ({muted} lines left out before)");
-        }
-        refusal.status()
-    }
-
     /// Raises the interrupt if the driver wants it.
     fn tell(&mut self) -> Result<(), RingError> {
+        self.unreported = 0;
         if self.ring.wants_interrupt(&self.session.ram)? {
             self.session.interrupt.queue(self.index);
             self.metrics().interrupts.inc();
@@ -274,36 +269,80 @@ impl Lane {
     }
 }
 
-impl Part for Lane {
-    fn serve(&mut self) -> Served {
+impl Lane {
+    /// A batch if there is reason for one, then what the engine has to say.
+    fn turn(&mut self, batch: bool) -> Result<Served, RingError> {
+        let served = if batch { self.batch() } else { Ok(Served::Drained) };
+        // Also before a driver that broke the rules is given up: what it asked for before is carried out.
+        let polled = if !batch || self.flights.as_ref().is_some_and(|flights| flights.pushed) {
+            self.poll()
+        } else {
+            Ok(Served::Drained)
+        };
+        Ok(match (served?, polled?) {
+            (Served::Drained, polled) => polled,
+            (served, _) => served,
+        })
+    }
+
+    fn give_up(&mut self, error: &RingError) -> Served {
+        // Once for all queues.
+        if !self.session.broken.swap(true, Ordering::AcqRel) {
+            self.metrics().broken.inc();
+            if let Some(muted) = self.shared.may_log() {
+                let (name, index) = (&self.shared.name, self.index);
+                log::warn!("{name}: the driver broke queue {index}: {error} ({muted} lines left out before)");
+            }
+            self.session.interrupt.needs_reset();
+        }
+        Served::Broken
+    }
+
+    fn serve_or_give_up(&mut self, batch: bool) -> Served {
         if self.session.broken.load(Ordering::Acquire) {
             return Served::Broken;
         }
-        self.metrics().queue_events.inc();
-        let result = self.batch();
+        let result = self.turn(batch);
         // What was finished before the driver broke the rules is still worth telling.
         let told = self.tell();
         match result.and_then(|served| told.map(|()| served)) {
             Ok(served) => served,
-            Err(error) => {
-                // Once for all queues.
-                if !self.session.broken.swap(true, Ordering::AcqRel) {
-                    self.metrics().broken.inc();
-                    if let Some(muted) = self.shared.may_log() {
-                        let (name, index) = (&self.shared.name, self.index);
-                        log::warn!(
-                            "{name}: the driver broke queue {index}: {error} ({muted} lines left out before)"
-                        );
-                    }
-                    self.session.interrupt.needs_reset();
-                }
-                Served::Broken
-            }
+            Err(error) => self.give_up(&error),
+        }
+    }
+}
+
+impl Part for Lane {
+    fn serve(&mut self) -> Served {
+        self.metrics().queue_events.inc();
+        self.serve_or_give_up(true)
+    }
+
+    fn ready(&mut self) -> Served {
+        match self.serve_or_give_up(false) {
+            Served::More => self.serve_or_give_up(true),
+            served => served,
         }
     }
 
-    fn end(self: Box<Self>) {
-        let Self { index, shared, mut backing, .. } = *self;
+    fn new_source(&mut self) -> Option<RawFd> {
+        self.new_source.take()
+    }
+
+    fn settle(&mut self) {
+        let finished = self.finish_flights();
+        if let Err(error) = finished.and_then(|()| self.tell()) {
+            self.give_up(&error);
+        }
+    }
+
+    fn end(mut self: Box<Self>) {
+        if let Err(error) = self.finish_flights() {
+            // The driver is gone, whatever it did to its rings.
+            log::debug!("{}: {error}", self.shared.name);
+        }
+        let Self { index, shared, mut backing, flights, .. } = *self;
+        drop(flights);
         // A flush to come would not know of what this queue wrote to a backing that is no more the newest.
         if let Some(backing) = &mut backing
             && shared.backings.is_behind(backing.generation)

@@ -1,5 +1,6 @@
 //! A disk in use: its queues, together or each on its own thread.
 
+use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -14,6 +15,8 @@ pub(super) struct Live {
     queue_sizes: Vec<u16>,
     /// By queue; `None` if the driver did not enable it, or another thread serves it.
     lanes: Vec<Option<Box<Lane>>>,
+    /// What the queue that was served last began to wait for.
+    new_source: Option<(usize, RawFd)>,
 }
 
 impl Live {
@@ -37,16 +40,37 @@ impl Live {
             Some(Box::new(Lane::new(index, Arc::clone(&shared), Arc::clone(&session), ring)))
         };
         let lanes = (0..).zip(granted.queues).take(queue_sizes.len()).map(lane).collect();
-        Self { shared, queue_sizes, lanes }
+        Self { shared, queue_sizes, lanes, new_source: None }
+    }
+}
+
+impl Live {
+    fn with_lane(&mut self, index: usize, call: fn(&mut Lane) -> Served) -> Served {
+        let Some(Some(lane)) = self.lanes.get_mut(index) else { return Served::Drained };
+        let served = call(lane);
+        if let Some(fd) = lane.new_source() {
+            self.new_source = Some((index, fd));
+        }
+        served
     }
 }
 
 impl Running for Live {
     fn serve(&mut self, queue: u16) -> Served {
-        match self.lanes.get_mut(usize::from(queue)) {
-            Some(Some(lane)) => lane.serve(),
-            _ => Served::Drained,
-        }
+        self.with_lane(queue.into(), Part::serve)
+    }
+
+    /// Sources are numbered as the queues that wait for them.
+    fn ready(&mut self, source: usize) -> Served {
+        self.with_lane(source, Part::ready)
+    }
+
+    fn new_source(&mut self) -> Option<(usize, RawFd)> {
+        self.new_source.take()
+    }
+
+    fn settle(&mut self) {
+        self.lanes.iter_mut().flatten().for_each(|lane| lane.settle());
     }
 
     fn divides(&self) -> bool {

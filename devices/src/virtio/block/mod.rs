@@ -14,11 +14,14 @@
 mod backend;
 mod backing;
 mod config;
+mod engine;
 mod erase;
+mod flight;
 mod lane;
 mod limits;
 mod live;
 mod metrics;
+mod outcome;
 pub mod request;
 #[cfg(test)]
 mod tests;
@@ -32,6 +35,7 @@ pub use config::{
     DISCARD_SECTORS_MAX, DISCARD_SEGMENTS_MAX, F_BLK_SIZE, F_CONFIG_WCE, F_DISCARD, F_FLUSH, F_MQ, F_RO,
     F_SEG_MAX, F_TOPOLOGY, F_WRITE_ZEROES, ZEROES_SECTORS_MAX, ZEROES_SEGMENTS_MAX,
 };
+pub use engine::{Engine, Finished, Transfer};
 pub use erase::Range;
 use limits::Limits;
 pub use metrics::BlockMetrics;

@@ -4,8 +4,8 @@
 //! meaning (§2.7.4): the header is the first 16 readable bytes, the status is the last writable byte.
 
 use super::erase::{self, Kind};
-use crate::mem::VolatileSlice;
-use crate::virtio::queue::{Ring, RingError, advance, copy_in, copy_out, total_len, truncate};
+use crate::mem::{Bytes, GuestAddress, GuestMemoryMmap, VolatileSlice};
+use crate::virtio::queue::{Chain, Ring, RingError, advance, copy_out, total_len, truncate};
 
 /// Bytes in a sector, the unit of addresses and of capacity, whatever the block size (virtio 1.2 §5.2.4).
 pub const SECTOR_BYTES: u64 = 512;
@@ -161,12 +161,20 @@ impl Refusal {
 /// The answer that is owed for one chain: given exactly once, by move.
 #[derive(Debug)]
 #[must_use = "the driver waits for its answer"]
-pub struct Reply<'m> {
+pub struct Reply {
     head: u16,
-    status: VolatileSlice<'m>,
+    status: GuestAddress,
 }
 
-impl Reply<'_> {
+impl Reply {
+    /// The answer that is owed for `chain`, whose segments lie in RAM; `None` if it has no byte to put a status into.
+    #[must_use]
+    pub fn owed(chain: &Chain) -> Option<Self> {
+        let last = chain.writable().iter().rfind(|segment| segment.len > 0)?;
+        let status = last.addr.0.checked_add(u64::from(last.len) - 1)?;
+        Some(Self { head: chain.head(), status: GuestAddress(status) })
+    }
+
     /// Answers `status`, with `data_bytes` written before the status byte.
     ///
     /// # Errors
@@ -174,29 +182,26 @@ impl Reply<'_> {
     pub fn finish(
         self,
         ring: &mut Ring,
-        ram: &vm_memory::GuestMemoryMmap<()>,
+        ram: &GuestMemoryMmap<()>,
         status: Status,
         data_bytes: u32,
     ) -> Result<(), RingError> {
-        copy_in(&[self.status], 0, &[status as u8]);
+        ram.write_obj(status as u8, self.status)?;
         ring.finish(ram, self.head, data_bytes + 1)
     }
 }
 
-/// Reads the request in `readable` and `writable`, the two halves of the chain `head`.
+/// Reads the request in `readable` and `writable`, the two halves of a chain for which a [`Reply`] is owed.
 ///
-/// `None` if there is no byte to put a status into: such a chain can't be answered.
+/// # Errors
+/// [`Refusal`], to be answered.
 pub fn parse<'s, 'm>(
-    head: u16,
     readable: &'s mut [VolatileSlice<'m>],
     writable: &'s mut [VolatileSlice<'m>],
     rules: &Rules,
-) -> Option<(Result<Request<'s, 'm>, Refusal>, Reply<'m>)> {
-    let last = writable.last()?;
-    let status = last.offset(last.len() - 1).expect("resolved slices are not empty");
-    let reply = Reply { head, status };
-    let data_in = total_len(writable) - 1;
-    Some((parse_body(readable, truncate(writable, data_in), rules), reply))
+) -> Result<Request<'s, 'm>, Refusal> {
+    let data_in = total_len(writable).saturating_sub(1);
+    parse_body(readable, truncate(writable, data_in), rules)
 }
 
 fn parse_body<'s, 'm>(

@@ -12,8 +12,10 @@ use crate::testing::seed::Seed;
 use crate::virtio::Served;
 use crate::virtio::queue::{F_COMMON, F_EVENT_IDX};
 
+mod engines;
 mod erase;
 mod hostile;
+mod model;
 mod queues;
 
 const RINGS: u64 = 0x1000;

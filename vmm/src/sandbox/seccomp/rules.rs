@@ -190,6 +190,10 @@ const DEVICE: &[Rule] = &[
     any(libc::SYS_writev),
     any(libc::SYS_getrandom),
     when(libc::SYS_ioctl, Arg::Ioctl(&[KVM_IRQ_LINE, KVM_SIGNAL_MSI])),
+    // The rings themselves are restricted to reads, writes and flushes.
+    any(libc::SYS_io_uring_setup),
+    any(libc::SYS_io_uring_register),
+    any(libc::SYS_io_uring_enter),
     // A thread for each more queue of a disk that its driver uses; it inherits this list.
     any(libc::SYS_epoll_create1),
     any(libc::SYS_eventfd2),
@@ -239,6 +243,11 @@ const DRIVER: &[Rule] = &[
         call: libc::SYS_fcntl,
         arg: Arg::OneOf(1, &[libc::F_DUPFD_CLOEXEC as u32]),
         rarely: Some("an image that is handed over"),
+    },
+    Rule {
+        call: libc::SYS_fcntl,
+        arg: Arg::OneOf(1, &[libc::F_SETFL as u32]),
+        rarely: Some("an image that is to be read and written past the page cache"),
     },
     Rule { call: libc::SYS_tgkill, arg: Arg::OwnThread(TO_OWN_THREADS), rarely: None },
     when(libc::SYS_ioctl, Arg::Ioctl(&[KVM_IRQ_LINE, TIOCGPGRP])),

@@ -9,10 +9,10 @@ use crate::virtio::Part;
 const RAM_EACH: u64 = RAM_BYTES as u64;
 
 /// The guest's side of one queue.
-struct Guest {
-    ram: Ram,
-    base: u64,
-    driver: Driver,
+pub(super) struct Guest {
+    pub ram: Ram,
+    pub base: u64,
+    pub driver: Driver,
 }
 
 impl Guest {
@@ -27,26 +27,27 @@ impl Guest {
         self.driver.send(&bufs);
     }
 
-    fn send_write(&mut self, sector: u64, byte: u8) {
+    pub fn send_write(&mut self, sector: u64, byte: u8) {
         ram::write(&self.ram, self.base + DATA, &[byte; 512]);
         self.send(OUT, sector, Some(give(self.base + DATA, 512)));
     }
 
     /// The status of the answer, if there is one.
-    fn answer(&mut self) -> Option<u8> {
+    pub fn answer(&mut self) -> Option<u8> {
         self.driver.used().map(|_| ram::read(&self.ram, self.base + STATUS, 1)[0])
     }
 }
 
-struct Many {
-    guests: Vec<Guest>,
-    irq: Arc<CountingIrq>,
-    handle: BlockHandle,
-    device: Box<dyn Running>,
+pub(super) struct Many {
+    pub guests: Vec<Guest>,
+    pub irq: Arc<CountingIrq>,
+    pub handle: BlockHandle,
+    pub config: Arc<ConfigSpace>,
+    pub device: Box<dyn Running>,
 }
 
 impl Many {
-    fn new(queues: u16, backend: Box<dyn Backend>, options: &BlockOptions) -> Self {
+    pub(super) fn new(queues: u16, backend: Box<dyn Backend>, options: &BlockOptions) -> Self {
         let options = BlockOptions { queues: NonZeroU16::new(queues).unwrap(), ..options.clone() };
         let ram = ram::flat(RAM_BYTES * usize::from(queues));
         let guests: Vec<_> = (0..u64::from(queues))
@@ -57,7 +58,7 @@ impl Many {
             .collect();
         let irq = CountingIrq::new();
         let block = Block::new(backend, &options);
-        let handle = block.handle();
+        let (handle, config) = (block.handle(), Arc::clone(block.config()));
         let granted = Granted {
             ram,
             features: block.offered() & !F_EVENT_IDX,
@@ -65,7 +66,7 @@ impl Many {
             interrupt: irq.clone(),
         };
         let Ok(device) = Box::new(block).start(granted) else { panic!("a disk always starts") };
-        Self { guests, irq, handle, device }
+        Self { guests, irq, handle, config, device }
     }
 
     /// Has queue `index` served and expects an answer.
@@ -75,7 +76,7 @@ impl Many {
     }
 }
 
-const OK: u8 = Status::Ok as u8;
+pub(super) const OK: u8 = Status::Ok as u8;
 
 #[test]
 fn more_than_one_queue_is_on_offer_and_counted_in_the_configuration() {
@@ -267,7 +268,7 @@ fn threads_serve_their_queues_at_once_while_limits_change_and_every_request_is_c
     const QUEUES: u16 = 4;
     const ROUNDS: u8 = 100;
     let disk = MemBackend::zeroed(4 * usize::from(QUEUES));
-    let Many { guests, handle, mut device, irq } = Many::new(QUEUES, Box::new(disk), &options());
+    let Many { guests, handle, mut device, irq, .. } = Many::new(QUEUES, Box::new(disk), &options());
     let generous = BucketSpec { size: 1 << 40, one_time_burst: 0, refill_time_ms: 1 };
     thread::scope(|scope| {
         for (queue, guest) in (0..).zip(guests) {
