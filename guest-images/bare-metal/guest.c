@@ -4,6 +4,8 @@
 //   do=hello          prints a line
 //   do=memory         checks that every usable byte range of the memory map is RAM up to its last byte
 //   do=blk            reads sector 0 of the first block device, writes sector 1, flushes if it can, reads it back
+//   do=log            writes records to the first block device, flushing each if it can (flush=no: does not ask to), and
+//                     after each that was flushed its number to the second; a sector each
 //   do=capacity       prints the first block device's sectors, and again when they change
 //   do=rng            reads 32 bytes of entropy
 //   do=flood          prints for ever
@@ -85,26 +87,34 @@ static void map_all(void) {
 
 // --- virtio over either transport: what the tests need of it ---
 struct desc { u64 addr; u32 len; u16 flags, next; };
-static struct desc descs[8] __attribute__((aligned(16)));
-static struct { u16 flags, idx, ring[8]; u16 event; } avail __attribute__((aligned(2)));
-static struct { u16 flags, idx; struct { u32 id, len; } ring[8]; u16 event; } used __attribute__((aligned(4)));
+static struct desc all_descs[2][8] __attribute__((aligned(16)));
+static struct { u16 flags, idx, ring[8]; u16 event; } all_avail[2] __attribute__((aligned(4)));
+static struct { u16 flags, idx; struct { u32 id, len; } ring[8]; u16 event; } all_used[2] __attribute__((aligned(4)));
+static int current; // the device that the following is about
+#define descs all_descs[current]
+#define avail all_avail[current]
+#define used all_used[current]
+static int skip; // devices of its kind that come before it
+static int accept = 1; // whether it asks for what is on offer
 
 static u64 mmio, common, notify; // mmio != 0: a virtio-mmio window; else PCI's common configuration
 static u64 config; // the device's own configuration
 static u32 features; // the device's own ones that were accepted
 
 static int find_mmio(u32 id) {
+    int seen = 0;
     for (u64 i = 0; i < MMIO_COUNT; i++) {
         u64 base = MMIO_FIRST + i * 0x1000;
-        if (r32(base) == 0x74726976 && r32(base + 8) == id) { mmio = base; config = base + 0x100; return 1; }
+        if (r32(base) == 0x74726976 && r32(base + 8) == id && seen++ == skip) { mmio = base; config = base + 0x100; return 1; }
     }
     return 0;
 }
 static int find_pci(u32 id) {
+    int seen = 0;
     if (r32(ECAM) == 0xffffffff) return 0;
     for (u64 slot = 1; slot < 32; slot++) {
         u64 function = ECAM + (slot << 15);
-        if (r32(function) != ((0x1040 + id) << 16 | 0x1af4)) continue;
+        if (r32(function) != ((0x1040 + id) << 16 | 0x1af4) || seen++ != skip) continue;
         w16(function + 4, r16(function + 4) | 6); // memory space, bus master
         u64 bar = r32(function + 0x10) & ~15u;
         u32 multiplier = 0;
@@ -133,11 +143,11 @@ static void start_device(u32 id) {
     // VIRTIO_F_VERSION_1, and FLUSH where it is on offer.
     if (mmio) {
         w32(mmio + 0x14, 0);
-        features = id == 2 ? r32(mmio + 0x10) & (1 << 9) : 0;
+        features = id == 2 && accept ? r32(mmio + 0x10) & (1 << 9) : 0;
         w32(mmio + 0x24, 1); w32(mmio + 0x20, 1); w32(mmio + 0x24, 0); w32(mmio + 0x20, features);
     } else {
         w32(common, 0);
-        features = id == 2 ? r32(common + 4) & (1 << 9) : 0;
+        features = id == 2 && accept ? r32(common + 4) & (1 << 9) : 0;
         w32(common + 8, 1); w32(common + 12, 1); w32(common + 8, 0); w32(common + 12, features);
     }
     set_status(11);
@@ -200,6 +210,32 @@ static void do_blk(void) {
     block(0, 1, 512);
     for (int i = 0; i < 512; i++) if (sector[i] != (u8)(i * 7)) fail("sector 1 differs");
     print("sector 1 written and read back\n");
+}
+static void turn_to(int device) {
+    static struct { u64 mmio, common, notify, config; u32 features; } kept[2];
+    kept[current].mmio = mmio, kept[current].common = common, kept[current].notify = notify;
+    kept[current].config = config, kept[current].features = features;
+    current = device;
+    mmio = kept[current].mmio, common = kept[current].common, notify = kept[current].notify;
+    config = kept[current].config, features = kept[current].features;
+}
+static void do_log(void) {
+    u64 *words = (u64 *)sector;
+    start_device(2);
+    turn_to(1);
+    skip = 1;
+    start_device(2);
+    turn_to(0);
+    print("logging\n");
+    for (u64 n = 1; n <= r32(config); n++) {
+        words[0] = words[63] = n;
+        words[1] = words[62] = n * 0x9e3779b97f4a7c15ul;
+        block(1, n - 1, 512);
+        if (features) block(4, 0, 0);
+        turn_to(1);
+        block(1, 0, 512);
+        turn_to(0);
+    }
 }
 static u64 capacity(void) {
     for (;;) {
@@ -267,6 +303,8 @@ void guest_main(u8 *params) {
     w8(BOOT_TIMER, 123);
     if (starts(what, "memory")) do_memory(params);
     if (starts(what, "blk")) do_blk();
+    accept = !starts(option(cmdline, "flush=", "yes"), "no");
+    if (starts(what, "log")) do_log();
     if (starts(what, "capacity")) do_capacity();
     if (starts(what, "rng")) do_rng();
     if (starts(what, "flood")) for (;;) print("the quick brown fox jumps over the lazy dog\n");

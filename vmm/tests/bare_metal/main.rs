@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`ends`] | how a guest ends, and how its process does |
 //! | [`devices`] | memory, block and entropy devices, over both transports |
+//! | [`durability`] | a log on a drive whose VMM is killed: engines, cache modes |
 //! | [`console`] | the serial port: floods, files, input |
 //! | [`start`] | what `InstanceStart` refuses, and that it can be tried again |
 //! | [`api`] | the API while a guest runs: refusals, changes, metrics, crowds |
@@ -18,6 +19,7 @@ mod common;
 mod api;
 mod console;
 mod devices;
+mod durability;
 mod ends;
 mod plug;
 mod process;
