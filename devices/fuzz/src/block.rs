@@ -8,18 +8,50 @@ use std::sync::{Arc, Mutex};
 use devices::limiter::LimiterSpec;
 use devices::mem::VolatileSlice;
 use devices::testing::block::MemBackend;
+use devices::testing::engine::Reordered;
 use devices::testing::queue::{give, take};
 use devices::testing::ram;
+use devices::virtio::Idle;
 use devices::virtio::block::{Backend, Block, BlockOptions, Cache, Erasure};
 use devices::virtio::queue::{total_len, truncate};
 
 use crate::Input;
-use crate::guest::{limits, play};
+use crate::guest::{Guest, limits, play};
 
 /// What becomes of the next calls: one byte each.
 type Fates = Arc<Mutex<VecDeque<u8>>>;
 
+/// A driver that means a request, more or less: any type, a few sectors, up to three segments of a discard, as data.
+fn request(input: &mut Input, guest: &mut Guest) {
+    const AT: u64 = 0x1_8000;
+    let place = AT + u64::from(input.byte() % 16) * 0x100;
+    let kind = match input.byte() % 8 {
+        0 => 0,
+        1 => 1,
+        2 => 4,
+        3 => 8,
+        4 | 5 => 11,
+        6 => 13,
+        _ => u32::from(input.byte()),
+    };
+    let sector =
+        |input: &mut Input| if input.chance() { u64::from(input.byte() % 10) } else { input.qword() };
+    let mut raw = [&kind.to_le_bytes()[..], &[0; 4], &sector(input).to_le_bytes()].concat();
+    for _ in 0..input.byte() % 4 {
+        raw.extend(sector(input).to_le_bytes());
+        raw.extend(u32::from(input.byte()).to_le_bytes());
+        raw.extend(u32::from(input.byte() % 4).to_le_bytes());
+    }
+    ram::write(&guest.ram, place, &raw);
+    let data =
+        if matches!(kind, 0 | 8) { take(place + 0x80, 512) } else { give(place + 16, raw.len() as u32 - 16) };
+    let data = if kind == 1 { give(place, 512) } else { data };
+    let queue = usize::from(input.byte() & 1);
+    guest.drivers[queue].send(&[give(place, 16), data, take(place + 0x70, 1)]);
+}
+
 /// A disk that fails or stops short as the input says.
+#[derive(Clone)]
 struct Disk(MemBackend, Fates);
 
 impl Disk {
@@ -73,7 +105,11 @@ const QUEUES: u64 = 2;
 pub fn run(data: &[u8]) {
     let mut input = Input(data);
     let fates = Fates::default();
-    let disk = |sectors| Box::new(Disk(MemBackend::zeroed(sectors), Arc::clone(&fates)));
+    let engine = input.chance();
+    let disk = |sectors| -> Box<dyn Backend> {
+        let disk = Disk(MemBackend::zeroed(sectors), Arc::clone(&fates));
+        if engine { Box::new(Reordered::new(disk, sectors as u64)) } else { Box::new(disk) }
+    };
     let options = BlockOptions {
         name: "fuzz".into(),
         read_only: input.chance(),
@@ -83,10 +119,12 @@ pub fn run(data: &[u8]) {
         queues: NonZeroU16::new(QUEUES as u16).expect("not 0"),
     };
     let block = Block::new(disk(8), &options);
-    let handle = block.handle();
-    let extra = |input: &mut Input| match input.byte() % 4 {
+    let (handle, config) = (block.handle(), Arc::clone(block.config()));
+    let extra = |input: &mut Input, guest: &mut Guest| match input.byte() % 8 {
         0 => handle.swap_backing(disk(usize::from(input.byte() % 16))),
         1 => handle.set_limits(limits(input)),
+        2 => _ = config.driver_writes(!0, 32, &[input.byte() & 1]),
+        3..=5 => request(input, guest),
         _ => fates.lock().expect("no panic goes on").extend(input.take::<4>()),
     };
     let mut guest = play(block, QUEUES, &mut input, extra, || {

@@ -17,8 +17,8 @@ pub const RAM_BYTES: usize = 0x2_0000;
 pub const SIZE: u16 = 16;
 /// Steps of one input at most: keeps runs short, and slow inputs out of the corpus.
 const STEPS_MAX: usize = 256;
-/// Batches in a row that may say `More`: 16 chains at most are there to serve.
-const BATCHES_MAX: usize = 4;
+/// Batches in a row that may say `More`: 16 chains at most are there to serve, and each serves one at least.
+const BATCHES_MAX: usize = 20;
 /// Times a device may fail to start in a row.
 const TRIES_MAX: usize = 16;
 /// Bytes of RAM that the rings of one queue may take.
@@ -132,6 +132,7 @@ impl Guest {
         let driver = &mut self.drivers[usize::from(queue)];
         let head = driver.send(bufs);
         serve(&mut *self.device, |device| device.serve(queue));
+        self.device.settle();
         let (id, len) = driver.used().expect("an honest driver is answered");
         assert_eq!(id, u32::from(head));
         len
@@ -144,7 +145,7 @@ pub fn play(
     device: impl Idle + 'static,
     queues: u64,
     input: &mut Input,
-    mut extra: impl FnMut(&mut Input),
+    mut extra: impl FnMut(&mut Input, &mut Guest),
     settle: impl FnOnce(),
 ) -> Guest {
     let ram = ram::flat(RAM_BYTES);
@@ -159,8 +160,9 @@ pub fn play(
         match choice & 0x7f {
             0 => guest = Guest::start(guest.device.stop(), &ram, features, queues),
             1..=16 => serve(&mut *guest.device, |device| device.serve(queue)),
-            17..=24 => serve(&mut *guest.device, |device| device.ready(0)),
-            25..=40 => extra(input),
+            17..=22 => serve(&mut *guest.device, |device| device.ready(0)),
+            23..=24 => guest.device.settle(),
+            25..=40 => extra(input, &mut guest),
             _ => driver_step(&mut guest.drivers[usize::from(queue)], &ram, input),
         }
     }

@@ -9,7 +9,7 @@ use devices::testing::ram;
 use devices::virtio::net::{Net, NetOptions};
 
 use crate::Input;
-use crate::guest::{limits, play};
+use crate::guest::{Guest, limits, play};
 
 /// Errors that wait for the next calls, at most.
 const ERRORS_MAX: usize = 8;
@@ -29,7 +29,7 @@ pub fn run(data: &[u8]) {
     };
     let net = Net::new(Box::new(tap.clone()), &options);
     let handle = net.handle();
-    let extra = |input: &mut Input| {
+    let extra = |input: &mut Input, _: &mut Guest| {
         let mut traffic = tap.traffic();
         traffic.sent.clear();
         match input.byte() {

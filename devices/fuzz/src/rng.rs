@@ -6,14 +6,14 @@ use devices::testing::ram;
 use devices::virtio::rng::Rng;
 
 use crate::Input;
-use crate::guest::{limits, play};
+use crate::guest::{Guest, limits, play};
 
 /// Plays one input.
 pub fn run(data: &[u8]) {
     let mut input = Input(data);
     let rng = Rng::new(&limits(&mut input));
     let handle = rng.handle();
-    let extra = |input: &mut Input| handle.set_limits(limits(input));
+    let extra = |input: &mut Input, _: &mut Guest| handle.set_limits(limits(input));
     let mut guest = play(rng, 1, &mut input, extra, || handle.set_limits(LimiterSpec::default()));
     // An honest driver gets what it asks for.
     const DATA: u64 = 0x1_0000;

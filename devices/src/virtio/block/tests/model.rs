@@ -28,7 +28,7 @@ impl Asked {
         let first = chance.below(ZONE_SECTORS);
         Self {
             kind: chance.pick(&[IN, IN, OUT, OUT, OUT, FLUSH, GET_ID, DISCARD, WRITE_ZEROES, 77]),
-            first: if chance.below(20) == 0 { SECTORS - 1 } else { first },
+            first: if chance.below(20) == 0 { SECTORS } else { first },
             sectors: 1 + chance.below(ZONE_SECTORS - first),
             fill: u8::try_from(chance.below(256)).unwrap(),
         }
