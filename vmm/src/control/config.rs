@@ -218,9 +218,8 @@ impl<H: HostFiles> VmResources<H> {
         if spec.root {
             return Err(DriveError::LateRoot.into());
         }
-        let file = host
-            .open_drive(&spec.path, &spec, None)
-            .map_err(|error| DriveError::open(&error, &spec.path))?;
+        let file =
+            host.open_drive(&spec.path, &spec, None).map_err(|error| DriveError::open(&error, &spec.path))?;
         let entry = DriveEntry { spec, file };
         apply(&entry).map_err(DriveError::Plug)?;
         self.drives.push(entry);

@@ -13,6 +13,7 @@ use devices::virtio::queue::truncate;
 use nix::fcntl::{FallocateFlags, fallocate};
 
 use super::direct::Direct;
+use super::lock::lock;
 use crate::kvm::blkdev;
 use crate::mem::uring::Uring;
 use crate::mem::vectored;
@@ -32,25 +33,6 @@ pub struct Disk {
     asynchronous: bool,
     /// How it is read and written past the host's page cache, if it is.
     direct: Option<Arc<Direct>>,
-}
-
-/// Takes (or, with `F_UNLCK`, gives back) the lock of the whole file for its open file description (fcntl(2), F_OFD_SETLK).
-fn lock(file: &File, kind: i32) -> io::Result<()> {
-    let flock = libc::flock {
-        l_type: i16::try_from(kind).expect("a small constant"),
-        l_whence: 0,
-        l_start: 0,
-        l_len: 0,
-        l_pid: 0,
-    };
-    match nix::fcntl::fcntl(file, nix::fcntl::FcntlArg::F_OFD_SETLK(&flock)) {
-        Ok(_) => Ok(()),
-        Err(nix::Error::EAGAIN | nix::Error::EACCES) => Err(io::Error::new(
-            io::ErrorKind::ResourceBusy,
-            "the image is locked by another virtual machine or drive; one writer, or any number of readers, may use it",
-        )),
-        Err(e) => Err(e.into()),
-    }
 }
 
 impl Disk {
@@ -379,5 +361,22 @@ mod tests {
             assert!(zeros.iter().all(|byte| *byte == 0), "{sectors} sectors");
             assert!([first, last].concat().iter().all(|byte| *byte == 0xAA), "{sectors} sectors");
         }
+    }
+
+    #[test]
+    fn a_lock_that_goes_within_its_patience_is_waited_for() {
+        let image = image(1024);
+        let holder = Disk::open(image.path(), false, None).unwrap();
+        let (asked, ask) = std::sync::mpsc::channel();
+        let opener = std::thread::spawn({
+            let path = image.path().to_owned();
+            move || {
+                asked.send(()).unwrap();
+                Disk::open(&path, false, None).map(drop)
+            }
+        });
+        ask.recv().unwrap();
+        drop(holder);
+        opener.join().unwrap().unwrap();
     }
 }

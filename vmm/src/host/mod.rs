@@ -5,6 +5,7 @@ pub mod console;
 pub mod direct;
 pub mod disk;
 pub mod lent;
+mod lock;
 pub mod peer;
 pub mod stdio;
 pub mod tap;

@@ -17,6 +17,7 @@ over_both_transports!(linux:
     io_goes_on_unharmed_through_pauses,
     what_a_guest_trims_and_discards_is_given_back_to_the_host,
     every_vcpu_has_its_queue_and_a_thread_behind_it,
+    fio_finds_what_it_wrote_over_both_engines_through_pauses_and_changing_limits,
 );
 
 fn data_survives_read_only_is_refused_serials_show_and_entropy_flows(bus: Bus) {
@@ -180,4 +181,38 @@ fn every_vcpu_has_its_queue_and_a_thread_behind_it(bus: Bus) {
     succeeds(&mut vm);
     assert_eq!(sha256(&many), sha256(&one));
     assert_eq!(sha256(&many), sha256(&ring));
+}
+
+fn fio_finds_what_it_wrote_over_both_engines_through_pauses_and_changing_limits(bus: Bus) {
+    let mut vm = Vm::start(bus.flags());
+    vm.put_drive("tools", &image("bench.ext4"), &json!({"is_read_only": true}));
+    for (name, engine) in [("sync", "Sync"), ("ring", "Async")] {
+        let options = json!({"cache_type": "Writeback", "io_engine": engine});
+        vm.put_drive(name, &zeros(&vm.path(name), 8 << 20), &options);
+    }
+    vm.put("/machine-config", &json!({"vcpu_count": 2, "mem_size_mib": 256}));
+    // Each disk has one job a vCPU, on its own half, sixteen requests in flight, a flush now and then.
+    let script = "mkdir /tmp/t; mount -t ext4 -o ro,noload /dev/vda /tmp/t; mount --bind /dev /tmp/t/dev
+        mount -t tmpfs none /tmp/t/tmp; mount -t proc none /tmp/t/proc
+        for disk in vdb vdc; do
+            chroot /tmp/t fio --name=$disk --filename=/dev/$disk --ioengine=libaio --direct=1 --iodepth=16 \\
+                --rw=randwrite --bsrange=512-64k --bs_unaligned=0 --numjobs=2 --size=4m --offset_increment=4m \\
+                --fsync=32 --verify=crc32c --do_verify=1 --verify_fatal=1 --output=/tmp/$disk.log || { cat /tmp/t/tmp/*.log; exit 1; }
+        done
+        echo verified=yes";
+    boot(&vm, "", script);
+    for round in 0..20 {
+        thread::sleep(Duration::from_millis(100));
+        if !vm.runs() || vm.console().contains("verified=yes") {
+            break;
+        }
+        vm.patch("/vm", &json!({"state": "Paused"}));
+        for drive in ["sync", "ring"] {
+            let ops = json!({"size": 200 + 200 * round, "refill_time": 100});
+            vm.patch(&format!("/drives/{drive}"), &json!({"drive_id": drive, "rate_limiter": {"ops": ops}}));
+        }
+        vm.patch("/vm", &json!({"state": "Resumed"}));
+    }
+    vm.prints("verified=yes");
+    succeeds(&mut vm);
 }

@@ -281,6 +281,8 @@ impl Lane {
         };
         Ok(match (served?, polled?) {
             (Served::Drained, polled) => polled,
+            // A rate limit holds the queue; what was admitted before does not wait for it.
+            (Served::After(limit), Served::After(retry)) => Served::After(limit.min(retry)),
             (served, _) => served,
         })
     }
