@@ -1,4 +1,4 @@
-//! The devices of a Yun microVM: virtio block, net and entropy over two transports, a UART and a keyboard controller.
+//! The devices of a Yun microVM: virtio block, net, entropy and sockets over two transports, a UART and a keyboard controller.
 //!
 //! | room | one idea |
 //! |---|---|

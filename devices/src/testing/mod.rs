@@ -11,3 +11,4 @@ pub mod queue;
 pub mod ram;
 pub mod seed;
 pub mod transport;
+pub mod vsock;

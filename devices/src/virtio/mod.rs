@@ -16,6 +16,7 @@ pub mod rng;
 pub mod spec;
 pub mod status;
 pub mod transport;
+pub mod vsock;
 
 use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -37,6 +38,8 @@ pub enum DeviceKind {
     Block = 2,
     /// Entropy device, §5.4.
     Entropy = 4,
+    /// Socket device, §5.10.
+    Vsock = 19,
 }
 
 /// A byte of a configuration space that the driver may write: 0 or 1.

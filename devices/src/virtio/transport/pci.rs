@@ -321,6 +321,8 @@ fn identity(kind: DeviceKind) -> Identity {
         DeviceKind::Net => 0x02_0000,
         DeviceKind::Block => 0x01_8000,
         DeviceKind::Entropy => 0x00_ff00,
+        // Some other communication device.
+        DeviceKind::Vsock => 0x07_8000,
     };
     Identity {
         vendor: spec::VENDOR,

@@ -1,0 +1,224 @@
+//! A socket device in use: its three queues, and turns of bounded length.
+
+use std::os::fd::RawFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use log::Level;
+use zerocopy::{FromZeros, IntoBytes};
+
+use super::packet::{HEADER_BYTES, Header, Refusal};
+use super::{EVENT_QUEUE, F_SEQPACKET, RX_QUEUE, TX_QUEUE, Vsock};
+use crate::irq::Interrupt;
+use crate::mem::Ram;
+use crate::virtio::queue::{Chain, Ring, RingError, advance, copy_in, copy_out, resolve, truncate};
+use crate::virtio::{Granted, Idle, Running, Served};
+
+/// Packets moved in one direction before the other gets its turn.
+const PACKETS_PER_BATCH: u32 = 64;
+
+/// A queue and the chain that was popped last.
+struct Side {
+    ring: Ring,
+    chain: Chain,
+}
+
+impl Side {
+    fn new(ring: Ring) -> Self {
+        let chain = Chain::with_room_for(ring.size());
+        Self { ring, chain }
+    }
+}
+
+/// The running device: an idle one, and what the driver granted.
+pub(super) struct Live {
+    vsock: Vsock,
+    ram: Ram,
+    interrupt: Arc<dyn Interrupt>,
+    rx: Option<Side>,
+    tx: Option<Side>,
+    /// The guest's packets wait until it takes answers.
+    tx_stalled: bool,
+    broken: bool,
+}
+
+impl Live {
+    pub(super) fn new(mut vsock: Vsock, granted: Granted) -> Self {
+        let Granted { ram, features, queues, interrupt } = granted;
+        let mut sides =
+            queues.into_iter().map(|queue| queue.map(|queue| Side::new(Ring::new(queue, features))));
+        let rx = sides.next().flatten();
+        let tx = sides.next().flatten();
+        vsock.mux.start(features & F_SEQPACKET != 0);
+        Self { vsock, ram, interrupt, rx, tx, tx_stalled: false, broken: false }
+    }
+
+    /// One turn of everything: packets of the guest if `tx` says that there are some, then packets for it.
+    fn turn(&mut self, tx: bool, more: bool) -> Served {
+        let result = self.try_turn(tx, more);
+        let told = self.tell();
+        result.and_then(|served| told.map(|()| served)).unwrap_or_else(|error| {
+            self.broken = true;
+            let mux = &mut self.vsock.mux;
+            mux.metrics().broken.inc();
+            mux.log(Level::Warn, format_args!("the driver broke a queue: {error}"));
+            mux.clear();
+            self.interrupt.needs_reset();
+            Served::Broken
+        })
+    }
+
+    fn try_turn(&mut self, tx: bool, mut more: bool) -> Result<Served, RingError> {
+        let wait = self.vsock.mux.expire();
+        if tx || self.tx_stalled {
+            more |= self.take_packets()?;
+        }
+        more |= self.hand_packets()?;
+        // The answers that were in the way are gone.
+        more |= self.tx_stalled && !self.vsock.mux.is_choked();
+        Ok(match wait.or_else(|| self.vsock.mux.expire()) {
+            _ if more => Served::More,
+            Some(wait) => Served::After(wait.max(Duration::from_millis(1))),
+            None => Served::Drained,
+        })
+    }
+
+    /// Takes packets of the guest's; whether there may be more.
+    fn take_packets(&mut self) -> Result<bool, RingError> {
+        let Some(Side { ring, chain }) = &mut self.tx else { return Ok(false) };
+        let mux = &mut self.vsock.mux;
+        let ram = &*self.ram;
+        let mut slices = Vec::new();
+        self.tx_stalled = false;
+        ring.suppress_kicks(ram)?;
+        for _ in 0..PACKETS_PER_BATCH {
+            if mux.is_choked() {
+                mux.metrics().tx_stalls.inc();
+                self.tx_stalled = true;
+                return Ok(false);
+            }
+            if !ring.pop(ram, chain)? {
+                if ring.rearm(ram)? {
+                    ring.suppress_kicks(ram)?;
+                    continue;
+                }
+                return Ok(false);
+            }
+            slices.clear();
+            resolve(ram, chain.readable(), &mut slices)?;
+            let got = chain.readable_bytes();
+            let mut header = Header::new_zeroed();
+            if copy_out(&slices, header.as_mut_bytes()) < HEADER_BYTES {
+                mux.refuse(&header, Refusal::ShortHeader { got });
+            } else {
+                let payload = advance(&mut slices, HEADER_BYTES);
+                let payload = truncate(payload, header.len.get() as usize);
+                let there = got - u32::try_from(HEADER_BYTES).expect("44");
+                mux.take(&header, payload, there);
+            }
+            ring.finish(ram, chain.head(), 0)?;
+        }
+        Ok(true)
+    }
+
+    /// Hands packets to the guest; whether there may be more that it has buffers for.
+    fn hand_packets(&mut self) -> Result<bool, RingError> {
+        let Some(Side { ring, chain }) = &mut self.rx else { return Ok(false) };
+        let mux = &mut self.vsock.mux;
+        let ram = &*self.ram;
+        // A kick is wanted only when buffers run out.
+        ring.suppress_kicks(ram)?;
+        let (mut slices, mut room, mut scratch) = (Vec::new(), Vec::new(), Vec::new());
+        for _ in 0..PACKETS_PER_BATCH {
+            if !mux.has_packets() {
+                return Ok(false);
+            }
+            if !ring.pop(ram, chain)? {
+                if ring.rearm(ram)? {
+                    ring.suppress_kicks(ram)?;
+                    continue;
+                }
+                mux.metrics().rx_no_buffers.inc();
+                return Ok(false);
+            }
+            let head = chain.head();
+            // Without room for payload a buffer would go back and forth for ever.
+            if chain.writable_bytes() as usize <= HEADER_BYTES {
+                return Err(RingError::NoAnswer { head });
+            }
+            slices.clear();
+            resolve(ram, chain.writable(), &mut slices)?;
+            room.clear();
+            room.extend_from_slice(&slices);
+            let Some(header) = mux.next(advance(&mut room, HEADER_BYTES), &mut scratch) else {
+                ring.undo_pop();
+                return Ok(false);
+            };
+            copy_in(&slices, 0, header.as_bytes());
+            let payload = header.len.get();
+            mux.metrics().rx_packets.inc();
+            mux.metrics().rx_bytes.add(payload.into());
+            ring.finish(ram, head, payload + u32::try_from(HEADER_BYTES).expect("44"))?;
+        }
+        Ok(true)
+    }
+
+    /// Interrupts the driver for what was finished, if it wants that: once per queue and turn.
+    fn tell(&mut self) -> Result<(), RingError> {
+        let metrics = self.vsock.mux.metrics();
+        let sides = [
+            (&mut self.rx, RX_QUEUE, &metrics.rx_interrupts),
+            (&mut self.tx, TX_QUEUE, &metrics.tx_interrupts),
+        ];
+        for (side, queue, counter) in sides {
+            if let Some(side) = side
+                && side.ring.wants_interrupt(&self.ram)?
+            {
+                self.interrupt.queue(queue);
+                counter.inc();
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Running for Live {
+    fn serve(&mut self, queue: u16) -> Served {
+        if self.broken {
+            return Served::Broken;
+        }
+        let metrics = self.vsock.mux.metrics();
+        match queue {
+            RX_QUEUE => metrics.rx_queue_events.inc(),
+            TX_QUEUE => metrics.tx_queue_events.inc(),
+            EVENT_QUEUE => {
+                // Its buffers stay: the only event there is belongs to migration (virtio 1.2 §5.10.6.7).
+                metrics.event_queue_events.inc();
+                return Served::Drained;
+            }
+            _ => return Served::Drained,
+        }
+        self.turn(queue == TX_QUEUE, false)
+    }
+
+    fn sources(&self) -> Vec<RawFd> {
+        vec![self.vsock.mux.fd()]
+    }
+
+    fn ready(&mut self, source: usize) -> Served {
+        if self.broken {
+            return Served::Broken;
+        }
+        if source != 0 {
+            return Served::Drained;
+        }
+        self.vsock.mux.metrics().host_events.inc();
+        let more = self.vsock.mux.host_events();
+        self.turn(false, more)
+    }
+
+    fn stop(mut self: Box<Self>) -> Box<dyn Idle> {
+        self.vsock.mux.clear();
+        Box::new(self.vsock)
+    }
+}
