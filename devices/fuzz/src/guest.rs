@@ -124,6 +124,11 @@ impl Guest {
         panic!("a device that never starts");
     }
 
+    /// Something happened on the host.
+    pub fn host_event(&mut self) {
+        serve(&mut *self.device, |device| device.ready(0));
+    }
+
     /// An honest driver makes `bufs` available on `queue`; how many bytes the device used of them.
     ///
     /// # Panics
@@ -148,6 +153,17 @@ pub fn play(
     mut extra: impl FnMut(&mut Input, &mut Guest),
     settle: impl FnOnce(),
 ) -> Guest {
+    play_in_ram(device, queues, input, |input, guest, _| extra(input, guest), settle)
+}
+
+/// The same where `extra` may store what it likes in the guest's RAM.
+pub fn play_in_ram(
+    device: impl Idle + 'static,
+    queues: u64,
+    input: &mut Input,
+    mut extra: impl FnMut(&mut Input, &mut Guest, &Ram),
+    settle: impl FnOnce(),
+) -> Guest {
     let ram = ram::flat(RAM_BYTES);
     let features = input.qword();
     let mut guest = Guest::start(Box::new(device), &ram, features, queues);
@@ -162,7 +178,7 @@ pub fn play(
             1..=16 => serve(&mut *guest.device, |device| device.serve(queue)),
             17..=22 => serve(&mut *guest.device, |device| device.ready(0)),
             23..=24 => guest.device.settle(),
-            25..=40 => extra(input, &mut guest),
+            25..=40 => extra(input, &mut guest, &ram),
             _ => driver_step(&mut guest.drivers[usize::from(queue)], &ram, input),
         }
     }

@@ -15,11 +15,12 @@ pub mod queue;
 pub mod registers;
 pub mod rng;
 pub mod serial;
+pub mod vsock;
 
 pub use input::Input;
 
 /// All targets.
-pub const TARGETS: [corpus::Target; 9] = [
+pub const TARGETS: [corpus::Target; 10] = [
     ("block", block::run),
     ("i8042", i8042::run),
     ("msix", msix::run),
@@ -29,6 +30,7 @@ pub const TARGETS: [corpus::Target; 9] = [
     ("registers", registers::run),
     ("rng", rng::run),
     ("serial", serial::run),
+    ("vsock", vsock::run),
 ];
 
 #[cfg(test)]

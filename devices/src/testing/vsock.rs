@@ -99,6 +99,13 @@ impl World {
         end
     }
 
+    /// Whoever called and was not taken up yet gives up.
+    pub fn give_up(&mut self) {
+        for (end, _) in self.calls.drain(..) {
+            self.ends[end].closed = true;
+        }
+    }
+
     /// The end at `index` sends.
     pub fn say(&mut self, index: usize, data: &[u8]) {
         self.ends[index].incoming.push_back(data.to_vec());

@@ -1,5 +1,5 @@
 //! Who may send how much: each side says how many bytes it sets aside for a connection and how many of those it got it has
-//! taken out again; the other sends no more than what is left (virtio 1.2 §5.10.6.5). All counts are modulo 2^32.
+//! taken out again; the other sends no more than what is left (virtio 1.2 §5.10.6.3). All counts are modulo 2^32.
 
 /// What the guest may still send us: we set `alloc` bytes aside, and hold it to that.
 #[derive(Debug)]

@@ -2,7 +2,7 @@
 //!
 //! What is owed to the guest waits in two lines: answers to packets that belong to no connection, and connections that have
 //! something to say, which take turns packet by packet. The first line is bounded by not taking the guest's packets while it
-//! is long ([`Mux::is_choked`]), as virtio 1.2 §5.10.6.4 lets a device do; the second by the number of connections.
+//! is long ([`Mux::is_choked`]), as virtio 1.2 §5.10.6.1 lets a device do; the second by the number of connections.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -222,6 +222,7 @@ impl Mux {
         }
         if !std::mem::replace(&mut self.in_line[index], true) {
             self.ready.push_back(slot);
+            debug_assert!(self.ready.len() <= CONNECTIONS_MAX, "each slot stands in line once");
         }
     }
 

@@ -10,13 +10,13 @@ pub const HOST_CID: u64 = 2;
 /// The smallest address that a guest can have: those below are reserved (virtio 1.2 §5.10.4).
 pub const GUEST_CID_MIN: u32 = 3;
 
-/// VIRTIO_VSOCK_SHUTDOWN_F_RECEIVE: the sender of this will receive no more (virtio 1.2 §5.10.6.6).
+/// VIRTIO_VSOCK_SHUTDOWN_F_RECEIVE: the sender of this will receive no more (virtio 1.2 §5.10.6.5).
 pub const SHUT_RECEIVE: u32 = 1;
 /// VIRTIO_VSOCK_SHUTDOWN_F_SEND: the sender of this will send no more.
 pub const SHUT_SEND: u32 = 2;
 /// Both of these: the end.
 pub const SHUT_BOTH: u32 = SHUT_RECEIVE | SHUT_SEND;
-/// VIRTIO_VSOCK_SEQ_EOM: the last part of a record (virtio 1.2 §5.10.6.3).
+/// VIRTIO_VSOCK_SEQ_EOM: the last part of a record (virtio 1.2 §5.10.6.6).
 pub const SEQ_EOM: u32 = 1;
 
 /// `struct virtio_vsock_hdr` (virtio 1.2 §5.10.6), as it lies in guest memory.
