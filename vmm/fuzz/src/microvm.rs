@@ -20,6 +20,7 @@ impl HostFiles for Host {
     type Initrd = String;
     type Drive = String;
     type Tap = String;
+    type Vsock = String;
 
     fn open_kernel(&mut self, path: &str) -> io::Result<String> {
         open(path, "/")
@@ -43,6 +44,10 @@ impl HostFiles for Host {
             TapSource::Name(name) => open(name, "tap"),
             TapSource::Fd(fd) => Ok(fd.to_string()),
         }
+    }
+
+    fn open_vsock(&mut self, path: &str, _replacing: Option<&String>) -> io::Result<String> {
+        open(path, "/")
     }
 }
 
@@ -192,6 +197,7 @@ impl MicroVm {
         file.network_interfaces
             .into_iter()
             .try_for_each(|spec| configure(Configure::NetworkInterface(spec)))?;
-        file.entropy.into_iter().try_for_each(|spec| configure(Configure::Entropy(spec)))
+        file.entropy.into_iter().try_for_each(|spec| configure(Configure::Entropy(spec)))?;
+        file.vsock.into_iter().try_for_each(|spec| configure(Configure::Vsock(spec)))
     }
 }

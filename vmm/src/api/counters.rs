@@ -33,6 +33,7 @@ const PUT: Names = &[
     ("network-interfaces", "network_count", "network_fails"),
     ("serial", "serial_count", "serial_fails"),
     ("entropy", "entropy_count", "entropy_fails"),
+    ("vsock", "vsock_count", "vsock_fails"),
 ];
 const PATCH: Names = &[
     ("drives", "drive_count", "drive_fails"),

@@ -11,7 +11,7 @@ use utoipa::OpenApi;
 use crate::events::Event;
 use crate::spec::{
     ActionBody, BootSource, DriveBody, DrivePatch, Entropy, Fault, Logger, MachineConfig, MachineConfigPatch,
-    Metrics, NetworkInterface, NetworkInterfacePatch, Serial, Version, VmConfig, VmInfo, VmStateBody,
+    Metrics, NetworkInterface, NetworkInterfacePatch, Serial, Version, VmConfig, VmInfo, VmStateBody, Vsock,
 };
 
 /// What the microVM is and does. Always allowed.
@@ -113,6 +113,11 @@ fn patch_network_interface() {}
     responses((status = 204), (status = 400, body = Fault)))]
 fn put_entropy() {}
 
+/// Add the socket device, or replace it. Before the start only.
+#[utoipa::path(put, path = "/vsock", request_body = Vsock,
+    responses((status = 204), (status = 400, body = Fault)))]
+fn put_vsock() {}
+
 /// Set where the serial console writes. Before the start only.
 #[utoipa::path(put, path = "/serial", request_body = Serial,
     responses((status = 204), (status = 400, body = Fault)))]
@@ -155,6 +160,7 @@ fn put_metrics() {}
         patch_network_interface,
         delete_network_interface,
         put_entropy,
+        put_vsock,
         put_serial,
         put_logger,
         put_metrics

@@ -82,6 +82,7 @@ impl From<&Answer> for Reply {
                 | Denial::Drive(_)
                 | Denial::Net(_)
                 | Denial::Entropy(_)
+                | Denial::Vsock(_)
                 | Denial::Logger(_)
                 | Denial::Metrics(_)
                 | Denial::Start(_)

@@ -5,11 +5,11 @@
 
 use serde::Deserialize;
 
-use crate::control::{Command, Configure, Denial, DriveError, NetError, Unplug};
+use crate::control::{Command, Configure, Denial, DriveError, NetError, Unplug, VsockError};
 use crate::spec::{
     Action, ActionBody, BootSource, Drive, DriveBody, DrivePatch, Entropy, IdError, Logger, MachineConfig,
     MachineConfigPatch, Metrics, NetworkInterface, NetworkInterfacePatch, Serial, VmState, VmStateBody,
-    check_resource_id,
+    Vsock, check_resource_id,
 };
 
 /// The methods that are understood; any other is answered before it gets here.
@@ -121,7 +121,7 @@ pub enum ApiError {
     /// A resource of Firecracker's that this build hasn't.
     #[error(
         "The requested operation is not supported: this build has no {} /{path}. It has /, /version, /vm, /vm/config, \
-         /actions, /machine-config, /boot-source, /drives, /network-interfaces, /entropy, /serial, /logger, /metrics, \
+         /actions, /machine-config, /boot-source, /drives, /network-interfaces, /entropy, /vsock, /serial, /logger, /metrics, \
          /events and /openapi.json.",
         method.name()
     )]
@@ -212,6 +212,15 @@ fn put(resource: &str, id: Option<&str>, body: &[u8]) -> Result<Routed, ApiError
             let interface = interface.checked().map_err(|error| Denial::from(NetError::from(error)))?;
             Command::Configure(Configure::NetworkInterface(interface))
         }
+        "vsock" => {
+            let vsock: Vsock = json(body)?;
+            let deprecated = vsock.vsock_id.is_some();
+            let vsock = vsock.checked().map_err(|error| Denial::from(VsockError::from(error)))?;
+            return Ok(Routed {
+                asked: Asked::Command(Command::Configure(Configure::Vsock(vsock))),
+                deprecated,
+            });
+        }
         "serial" => Command::Configure(Configure::Serial(json::<Serial>(body)?)),
         _ => return Err(unknown(Method::Put, resource)),
     }
@@ -285,7 +294,7 @@ fn same_interface(path: &str, body: &str) -> Result<(), ApiError> {
 fn unknown(method: Method, resource: &str) -> ApiError {
     let firecrackers: &[&str] = match method {
         Method::Get => &["balloon", "mmds", "hotplug"],
-        Method::Put => &["balloon", "cpu-config", "hotplug", "mmds", "pmem", "snapshot", "vsock"],
+        Method::Put => &["balloon", "cpu-config", "hotplug", "mmds", "pmem", "snapshot"],
         Method::Patch => &["balloon", "hotplug", "mmds", "pmem"],
         Method::Delete => &["pmem"],
     };

@@ -79,7 +79,6 @@ fn bodies_are_refused_where_there_is_none_and_missed_where_there_must_be_one() {
 #[test]
 fn what_firecracker_has_and_this_build_has_not_is_refused_by_name() {
     for (request, body) in [
-        ("PUT /vsock", "{}"),
         ("GET /balloon", ""),
         ("PUT /balloon", "{}"),
         ("PATCH /balloon", "{}"),
@@ -297,6 +296,20 @@ fn a_cpu_template_marks_the_request_as_deprecated() {
     let expected =
         MachineConfigPatch { cpu_template: Some(CpuTemplate::T2), ..MachineConfigPatch::default() };
     assert_eq!(patched.asked, Asked::Command(Command::Configure(Configure::Machine(expected))));
+}
+
+#[test]
+fn a_socket_device_is_checked_and_its_id_is_deprecated() {
+    let put = |body: &str| asked("PUT /vsock", body);
+    let expected = Vsock { guest_cid: 3, uds_path: "./v.sock".to_owned(), vsock_id: None };
+    let routed = put(r#"{"guest_cid":3,"uds_path":"./v.sock"}"#).unwrap();
+    assert_eq!(routed, Command::Configure(Configure::Vsock(expected)).into());
+    assert!(put(r#"{"guest_cid":3,"uds_path":"v","vsock_id":"v"}"#).unwrap().deprecated);
+    assert_eq!(
+        put(r#"{"guest_cid":2,"uds_path":"v"}"#).unwrap_err(),
+        "Vsock config error: Cannot create vsock device: The guest_cid 2 is reserved: it must be 3 to 4294967294."
+    );
+    assert!(put(r#"{"guest_cid":3}"#).unwrap_err().contains("missing field `uds_path`"));
 }
 
 #[test]

@@ -2,9 +2,11 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+
+use crate::host::socket::SocketFile;
 
 /// A listening socket whose file is removed when this is dropped, if it is still the same file.
 #[derive(Debug)]
@@ -30,14 +32,6 @@ pub enum SocketError {
         /// What the host says.
         source: io::Error,
     },
-}
-
-/// The name of a socket in the file system.
-#[derive(Debug)]
-pub(super) struct SocketFile {
-    path: PathBuf,
-    device: u64,
-    inode: u64,
 }
 
 impl ApiSocket {
@@ -72,9 +66,9 @@ impl ApiSocket {
         let made = (|| {
             fs::set_permissions(&private, fs::Permissions::from_mode(mode))?;
             listener.set_nonblocking(true)?;
-            let metadata = fs::symlink_metadata(&private)?;
+            let file = SocketFile::of(&private, path)?;
             fs::rename(&private, path)?;
-            Ok(SocketFile { path: path.to_owned(), device: metadata.dev(), inode: metadata.ino() })
+            Ok(file)
         })();
         let file = made.map_err(|error| {
             let _ = fs::remove_file(&private);
@@ -91,16 +85,6 @@ impl ApiSocket {
 /// A name beside `path`, so short that it fits where `path` does not quite (a socket's path has at most 107 bytes).
 fn private_name(path: &Path) -> PathBuf {
     path.with_file_name(format!(".{:x}", std::process::id()))
-}
-
-impl Drop for SocketFile {
-    fn drop(&mut self) {
-        let ours = fs::symlink_metadata(&self.path)
-            .is_ok_and(|metadata| (metadata.dev(), metadata.ino()) == (self.device, self.inode));
-        if ours {
-            let _ = fs::remove_file(&self.path);
-        }
-    }
 }
 
 #[cfg(test)]

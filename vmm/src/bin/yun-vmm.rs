@@ -81,6 +81,16 @@ fn start() -> u8 {
     }
 }
 
+fn of_configuration(path: &Path) -> String {
+    format!("the configuration file {}: ", path.display())
+}
+
+fn configuration(path: &Path) -> Result<ConfigFile, Failure> {
+    let context = of_configuration(path);
+    let json = std::fs::read(path).map_err(|e| failure(BAD_CONFIGURATION, &context)(&e))?;
+    ConfigFile::parse(&json).map_err(|e| failure(BAD_CONFIGURATION, &context)(&e))
+}
+
 fn run(args: Args) -> Result<u8, Failure> {
     let host = |error: std::io::Error| failure(FAILED, "the host refused: ")(&error);
     vmm::mem::heap::share();
@@ -95,15 +105,18 @@ fn run(args: Args) -> Result<u8, Failure> {
         }
     }
     vmm::sandbox::harden::harden().map_err(host)?;
-    // Its socket's file is all that it has to remove. A name without a directory is in the working directory.
-    let socket_dir = args.api_sock.iter().filter_map(|path| path.parent());
-    let socket_dir = socket_dir.map(|dir| if dir.as_os_str().is_empty() { Path::new(".") } else { dir });
-    let removable: Vec<_> = socket_dir.collect();
+    let file = args.config_file.as_deref().map(configuration).transpose()?;
+    // Its sockets' files are all that it has to remove. A name without a directory is in the working directory.
+    let vsock = file.iter().filter_map(|file| file.vsock.as_ref()).map(|vsock| Path::new(&vsock.uds_path));
+    let socket_dirs = args.api_sock.as_deref().into_iter().chain(vsock).filter_map(Path::parent);
+    let socket_dirs = socket_dirs.map(|dir| if dir.as_os_str().is_empty() { Path::new(".") } else { dir });
+    let removable: Vec<_> = socket_dirs.collect();
     if !vmm::sandbox::landlock::restrict(&removable).map_err(|e| failure(FAILED, "Landlock: ")(&e))? {
         log::info!("this kernel has no Landlock");
     }
     // Before any thread: they inherit which signals are blocked, and the first filter.
     let signals = block_signals().map_err(host)?;
+    let descriptors_max = vmm::host::descriptors_max().map_err(host)?;
     args.seccomp.confine(Kind::Process).map_err(|e| failure(FAILED, "seccomp: ")(&e))?;
     match args.seccomp {
         Seccomp::On => vmm::sandbox::harden::forget_backtraces(),
@@ -125,6 +138,7 @@ fn run(args: Args) -> Result<u8, Failure> {
         shutdown_timeout: args.shutdown_timeout,
         transparent_huge_pages: args.transparent_huge_pages,
         lock_memory: args.lock_memory,
+        descriptors_max,
         seccomp: args.seccomp,
     };
     let shared = Shared { events: Arc::clone(&events), metrics: Arc::clone(&metrics), wake };
@@ -161,11 +175,8 @@ fn run(args: Args) -> Result<u8, Failure> {
         None => None,
     };
     // After the API's thread: once its guest runs, the driver can start no thread. Requests wait until then.
-    if let Some(path) = &args.config_file {
-        let context = format!("the configuration file {}: ", path.display());
-        let json = std::fs::read(path).map_err(|e| failure(BAD_CONFIGURATION, &context)(&e))?;
-        let file = ConfigFile::parse(&json).map_err(|e| failure(BAD_CONFIGURATION, &context)(&e))?;
-        driver.start_from(file).map_err(|e| failure(BAD_CONFIGURATION, &context)(&e))?;
+    if let Some((path, file)) = args.config_file.as_deref().zip(file) {
+        driver.start_from(file).map_err(|e| failure(BAD_CONFIGURATION, &of_configuration(path))(&e))?;
     }
     let reason = driver.run().map_err(host)?;
     if let Some(server) = server {

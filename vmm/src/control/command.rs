@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 use super::Denial;
 use crate::spec::{
     BootSource, Drive, DrivePatch, Entropy, Logger, MachineConfig, MachineConfigPatch, Metrics,
-    NetworkInterface, NetworkInterfacePatch, Serial, Version, VmConfig, VmInfo,
+    NetworkInterface, NetworkInterfacePatch, Serial, Version, VmConfig, VmInfo, Vsock,
 };
 
 /// One thing to configure before the start.
@@ -26,6 +26,8 @@ pub enum Configure {
     NetworkInterface(NetworkInterface),
     /// `PUT /entropy`.
     Entropy(Entropy),
+    /// `PUT /vsock`.
+    Vsock(Vsock),
     /// `PUT /serial`.
     Serial(Serial),
 }

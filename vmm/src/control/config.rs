@@ -5,11 +5,11 @@
 
 use std::io;
 
-use super::{BootSourceError, Configure, Denial, DriveError, NetError, Outcome, Unplug};
+use super::{BootSourceError, Configure, Denial, DriveError, NetError, Outcome, Unplug, VsockError};
 use crate::machine::plug::Which;
 use crate::spec::{
     BootSource, Drive, DrivePatch, DriveView, Entropy, MachineConfig, NetworkInterface,
-    NetworkInterfacePatch, RateLimiter, Serial, TapSource, VmConfig,
+    NetworkInterfacePatch, RateLimiter, Serial, TapSource, VmConfig, Vsock,
 };
 
 /// The host, as far as configuring a microVM needs it.
@@ -24,6 +24,8 @@ pub trait HostFiles {
     type Drive;
     /// An open TAP device.
     type Tap;
+    /// The sockets on which the host's side of a socket device listens.
+    type Vsock;
 
     /// Opens a kernel image.
     ///
@@ -55,6 +57,13 @@ pub trait HostFiles {
     /// # Errors
     /// As above.
     fn open_tap(&mut self, source: TapSource<'_>, replacing: Option<&Self::Tap>) -> io::Result<Self::Tap>;
+
+    /// Listens at `path` for those who want to talk to the guest. `replacing` is the handle that will be dropped if this
+    /// succeeds: that it listens there is no conflict.
+    ///
+    /// # Errors
+    /// As above.
+    fn open_vsock(&mut self, path: &str, replacing: Option<&Self::Vsock>) -> io::Result<Self::Vsock>;
 }
 
 /// The boot source and its open files.
@@ -83,6 +92,14 @@ pub struct NetEntry<H: HostFiles> {
     pub tap: H::Tap,
 }
 
+/// The socket device and the sockets of its host's side.
+pub struct VsockEntry<H: HostFiles> {
+    /// As asked for.
+    pub spec: Vsock,
+    /// Where it listens.
+    pub sockets: H::Vsock,
+}
+
 /// A change to a drive of a started microVM, ready to be made.
 pub struct DriveChange<'a, H: HostFiles> {
     /// The drive as it is, and the handle from before the start.
@@ -102,6 +119,7 @@ pub struct VmResources<H: HostFiles> {
     drives: Vec<DriveEntry<H>>,
     nets: Vec<NetEntry<H>>,
     entropy: Option<Entropy>,
+    vsock: Option<VsockEntry<H>>,
     serial: Serial,
 }
 
@@ -113,6 +131,7 @@ impl<H: HostFiles> Default for VmResources<H> {
             drives: Vec::new(),
             nets: Vec::new(),
             entropy: None,
+            vsock: None,
             serial: Serial::default(),
         }
     }
@@ -147,6 +166,11 @@ impl<H: HostFiles> VmResources<H> {
         self.entropy.as_ref()
     }
 
+    /// The socket device.
+    pub fn vsock(&self) -> Option<&VsockEntry<H>> {
+        self.vsock.as_ref()
+    }
+
     /// The serial console.
     pub fn serial(&self) -> &Serial {
         &self.serial
@@ -160,6 +184,7 @@ impl<H: HostFiles> VmResources<H> {
             machine_config: self.machine.clone(),
             network_interfaces: self.nets.iter().map(|net| net.spec.clone()).collect(),
             entropy: self.entropy,
+            vsock: self.vsock.as_ref().map(|vsock| vsock.spec.clone()),
             ..VmConfig::default()
         }
     }
@@ -177,6 +202,13 @@ impl<H: HostFiles> VmResources<H> {
             Configure::Entropy(spec) => {
                 self.entropy =
                     Some(Entropy { rate_limiter: spec.rate_limiter.and_then(RateLimiter::effective) });
+            }
+            Configure::Vsock(spec) => {
+                let replacing = self.vsock.as_ref().map(|vsock| &vsock.sockets);
+                let sockets = host
+                    .open_vsock(&spec.uds_path, replacing)
+                    .map_err(|error| VsockError::Bind(error.to_string()))?;
+                self.vsock = Some(VsockEntry { spec, sockets });
             }
             Configure::Serial(spec) => self.serial = spec,
         }

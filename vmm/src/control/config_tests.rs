@@ -27,6 +27,7 @@ impl HostFiles for Host {
     type Initrd = String;
     type Drive = String;
     type Tap = String;
+    type Vsock = String;
 
     fn open_kernel(&mut self, path: &str) -> io::Result<String> {
         self.open(path)
@@ -51,6 +52,13 @@ impl HostFiles for Host {
             TapSource::Name(name) if name.starts_with("tap") => Ok(name.to_owned()),
             TapSource::Name(_) => Err(io::Error::from_raw_os_error(22)),
             TapSource::Fd(fd) => Ok(format!("fd {fd}")),
+        }
+    }
+
+    fn open_vsock(&mut self, path: &str, replacing: Option<&String>) -> io::Result<String> {
+        match replacing {
+            Some(old) if old == path => Ok(old.clone()),
+            _ => self.open(path),
         }
     }
 }
@@ -265,6 +273,31 @@ fn patching_an_interface_merges_limits_and_a_patch_of_nothing_is_success() {
     );
 }
 
+fn vsock(cid: u32, path: &str) -> Configure {
+    Configure::Vsock(Vsock { guest_cid: cid, uds_path: path.to_owned(), vsock_id: None })
+}
+
+#[test]
+fn there_is_one_socket_device_which_is_replaced_whole_or_not_at_all() {
+    let mut rig = Rig::default();
+    rig.put(vsock(3, "/v")).unwrap();
+    assert_eq!(
+        rig.put(vsock(4, "nowhere/v")).unwrap_err(),
+        "Vsock config error: Cannot create backend for vsock device: Error binding to the host-side Unix socket: No such \
+         file or directory (os error 2)"
+    );
+    assert_eq!(rig.vm.vsock().unwrap().spec.guest_cid, 3);
+    let opened = rig.host.opened;
+    rig.put(vsock(5, "/v")).unwrap();
+    assert_eq!(
+        (rig.host.opened, rig.vm.vsock().unwrap().spec.guest_cid),
+        (opened, 5),
+        "it listens there already"
+    );
+    rig.put(vsock(5, "/w")).unwrap();
+    assert_eq!(rig.vm.vsock().unwrap().sockets, "/w");
+}
+
 #[test]
 fn the_view_shows_what_was_put() {
     let mut rig = Rig::default();
@@ -272,6 +305,7 @@ fn the_view_shows_what_was_put() {
     rig.put(drive("rootfs", "/r", true)).unwrap();
     rig.put(net("1", "tap1", "06:00:00:00:00:01")).unwrap();
     rig.put(Configure::Entropy(Entropy::default())).unwrap();
+    rig.put(vsock(3, "/v")).unwrap();
     let json = serde_json::to_value(rig.vm.view()).unwrap();
     assert_eq!(
         json["boot-source"],
@@ -292,4 +326,5 @@ fn the_view_shows_what_was_put() {
         }])
     );
     assert_eq!(json["entropy"], serde_json::json!({"rate_limiter":null}));
+    assert_eq!(json["vsock"], serde_json::json!({"guest_cid":3,"uds_path":"/v"}));
 }

@@ -4,7 +4,7 @@
 
 use std::io;
 
-use crate::spec::{DriveSpecError, MachineConfigError, NetSpecError};
+use crate::spec::{DriveSpecError, MachineConfigError, NetSpecError, VsockSpecError};
 
 /// Why a command was not carried out. Its text is the `fault_message`; nothing was changed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -58,6 +58,9 @@ pub enum Denial {
     /// `PUT /entropy`.
     #[error("Entropy device error: {0}")]
     Entropy(String),
+    /// `PUT /vsock`.
+    #[error("Vsock config error: {0}")]
+    Vsock(#[from] VsockError),
     /// `PUT /logger`.
     #[error("Logger error: {0}")]
     Logger(String),
@@ -193,4 +196,15 @@ pub enum NetError {
     /// The device did not take the change.
     #[error("Unable to update the net device: {0}")]
     PatchFailed(String),
+}
+
+/// Why a socket device was refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum VsockError {
+    /// The description can't be met.
+    #[error("Cannot create vsock device: {0}")]
+    Spec(#[from] VsockSpecError),
+    /// The host's side can't listen.
+    #[error("Cannot create backend for vsock device: Error binding to the host-side Unix socket: {0}")]
+    Bind(String),
 }

@@ -25,7 +25,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::config::{DriveEntry, HostFiles, NetEntry, VmResources};
+use super::config::{DriveEntry, HostFiles, NetEntry, VmResources, VsockEntry};
 use super::end::End;
 use super::lifecycle::{self, State, Verdict};
 use super::unplug::Pending;
@@ -38,10 +38,11 @@ use crate::host::direct::Direct;
 use crate::host::disk::Disk;
 use crate::host::lent::Received;
 use crate::host::tap::Tap;
+use crate::host::vsock::{UnixHost, VsockSockets};
 use crate::machine::Machine;
 use crate::machine::devices::OnDeviceError;
 use crate::machine::ended::Reason;
-use crate::machine::plan::{DrivePlan, NetPlan, Plan};
+use crate::machine::plan::{DrivePlan, NetPlan, Plan, VsockPlan};
 use crate::machine::plug::Which;
 use crate::machine::slots::OnEject;
 use crate::mem::ram::Backing;
@@ -74,6 +75,8 @@ pub struct Options {
     pub transparent_huge_pages: bool,
     /// Guest RAM is not to be swapped out.
     pub lock_memory: bool,
+    /// Open files that the process may have, as [`crate::host::descriptors_max`] says.
+    pub descriptors_max: u64,
     /// Whether threads confine themselves to the system calls they need.
     pub seccomp: Seccomp,
 }
@@ -90,6 +93,7 @@ impl HostFiles for Host {
     type Initrd = std::fs::File;
     type Drive = Disk;
     type Tap = Tap;
+    type Vsock = Arc<VsockSockets>;
 
     fn open_kernel(&mut self, path: &str) -> io::Result<Self::Kernel> {
         match self.received.open(path)? {
@@ -123,6 +127,13 @@ impl HostFiles for Host {
                 },
             },
             TapSource::Fd(fd) => Tap::of(inherited(fd)?.into()),
+        }
+    }
+
+    fn open_vsock(&mut self, path: &str, replacing: Option<&Self::Vsock>) -> io::Result<Self::Vsock> {
+        match replacing.filter(|sockets| sockets.path() == Path::new(path)) {
+            Some(sockets) => Ok(Arc::clone(sockets)),
+            None => VsockSockets::bind(Path::new(path)).map(Arc::new),
         }
     }
 }
@@ -234,6 +245,7 @@ impl Driver {
             .into_iter()
             .try_for_each(|net| configure(Configure::NetworkInterface(net)))?;
         file.entropy.into_iter().try_for_each(|entropy| configure(Configure::Entropy(entropy)))?;
+        file.vsock.into_iter().try_for_each(|vsock| configure(Configure::Vsock(vsock)))?;
         if let Some(logger) = file.logger {
             self.take(Command::PutLogger(logger))?;
         }
@@ -564,9 +576,19 @@ impl Driver {
                 .resources
                 .entropy()
                 .map(|entropy| entropy.rate_limiter.map_or_else(LimiterSpec::default, limiter_spec)),
+            vsock: self.resources.vsock().map(|vsock| self.vsock_plan(vsock)).transpose()?,
             pci: self.options.pci,
             boot_timer: self.options.boot_timer,
         })
+    }
+}
+
+impl Driver {
+    fn vsock_plan(&self, vsock: &VsockEntry<Host>) -> Result<VsockPlan, Denial> {
+        let host = UnixHost::new(Arc::clone(&vsock.sockets), self.options.descriptors_max).map_err(|e| {
+            Denial::Start(format!("the socket device's host side can't wait for events: {e}"))
+        })?;
+        Ok(VsockPlan { guest_cid: vsock.spec.guest_cid, host })
     }
 }
 

@@ -96,6 +96,7 @@ mod tests {
     use super::*;
     use crate::spec::{
         BootSource, DrivePatch, Entropy, Logger, MachineConfigPatch, Metrics, NetworkInterfacePatch, Serial,
+        Vsock,
     };
 
     const STATES: [State; 4] = [State::NotStarted, State::Running, State::Paused, State::Ended];
@@ -109,6 +110,7 @@ mod tests {
             Command::Configure(Configure::BootSource(BootSource::default())),
             Command::Configure(Configure::Machine(MachineConfigPatch::default())),
             Command::Configure(Configure::Entropy(Entropy::default())),
+            Command::Configure(Configure::Vsock(Vsock::default())),
             Command::Configure(Configure::Serial(Serial::default())),
             Command::PutLogger(Logger::default()),
             Command::PutMetrics(Metrics { metrics_path: String::new() }),

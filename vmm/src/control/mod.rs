@@ -18,6 +18,6 @@ mod lifecycle;
 mod unplug;
 
 pub use command::{Answer, Command, CommandSender, Configure, Envelope, Outcome, ReplySlot, Unplug, channel};
-pub use config::{BootEntry, DriveChange, DriveEntry, HostFiles, NetEntry, VmResources};
-pub use denial::{BootSourceError, Denial, DriveError, NetError};
+pub use config::{BootEntry, DriveChange, DriveEntry, HostFiles, NetEntry, VmResources, VsockEntry};
+pub use denial::{BootSourceError, Denial, DriveError, NetError, VsockError};
 pub use lifecycle::{State, Verdict, admit};

@@ -7,13 +7,30 @@ pub mod disk;
 pub mod lent;
 mod lock;
 pub mod peer;
+pub(crate) mod socket;
 pub mod stdio;
 pub mod tap;
+pub mod vsock;
 
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
+/// Raises the number of files that this process may have open to what it may raise it to; that number. To be called before
+/// the first filter.
+///
+/// # Errors
+/// What the kernel said.
+pub fn descriptors_max() -> io::Result<u64> {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    if soft < hard {
+        setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
+    }
+    Ok(hard)
+}
 
 /// Opens a regular file for reading; anything else (a directory, a FIFO that would block) is refused.
 ///

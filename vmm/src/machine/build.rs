@@ -84,7 +84,8 @@ impl Machine {
         on_error: OnDeviceError,
         on_eject: OnEject,
     ) -> Result<Self, BuildError> {
-        let asked = plan.drives.len() + plan.nets.len() + usize::from(plan.entropy.is_some());
+        let single = usize::from(plan.entropy.is_some()) + usize::from(plan.vsock.is_some());
+        let asked = plan.drives.len() + plan.nets.len() + single;
         let (max, transport) = match plan.pci {
             true => (root::SLOTS - 1, "virtio-pci"),
             false => (layout::VIRTIO_GSIS.len(), "virtio-mmio"),
@@ -125,6 +126,7 @@ impl Machine {
         let nets = plan.nets.into_iter().map(|net| places.give(maker.net(net)?));
         let nets = nets.collect::<Result<Vec<_>, _>>()?;
         let entropy = plan.entropy.map(|limits| places.give(maker.entropy(&limits)?)).transpose()?;
+        let vsock = plan.vsock.map(|vsock| places.give(maker.vsock(vsock)?)).transpose()?;
         let mmio = places.mmio;
         let hotplug = match &root {
             Some(root) => Some(slots::connect(root, &mut buses, on_eject)?),
@@ -160,6 +162,19 @@ impl Machine {
         let console = Arc::clone(console.buffer());
         let slots =
             root.zip(hotplug).map(|(root, hotplug)| Slots { vm, root, hotplug, acpi: Arc::clone(&acpi) });
-        Ok(Self { vcpus, drives, nets, entropy, acpi, keyboard, console, unclaimed, maker, slots, _ram: ram })
+        Ok(Self {
+            vcpus,
+            drives,
+            nets,
+            entropy,
+            vsock,
+            acpi,
+            keyboard,
+            console,
+            unclaimed,
+            maker,
+            slots,
+            _ram: ram,
+        })
     }
 }

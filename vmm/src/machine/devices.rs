@@ -12,17 +12,19 @@ use devices::virtio::block::{Block, BlockHandle, BlockOptions, QUEUES_MAX};
 use devices::virtio::net::{Net, NetHandle, NetOptions};
 use devices::virtio::rng::{Rng, RngHandle};
 use devices::virtio::transport::mmio::{self, MmioTransport};
+use devices::virtio::vsock::{ANSWER_TIMEOUT, Vsock, VsockHandle, VsockOptions};
 use devices::virtio::{Idle, Served};
 
 use super::build::BuildError;
 use super::buses::Buses;
-use super::plan::{DrivePlan, NetPlan};
+use super::plan::{DrivePlan, NetPlan, VsockPlan};
 use super::slots::Place;
 use super::worker::{Observer, Worker};
 use crate::arch::x86_64::acpi::MmioDevice;
 use crate::arch::x86_64::layout;
 use crate::kvm::vm::Vm;
 use crate::sandbox::seccomp::Seccomp;
+use crate::sandbox::seccomp::rules::Kind;
 
 /// A virtio device of a machine: its name, its thread, and a way to change and observe it.
 pub(super) struct Device<H> {
@@ -60,9 +62,10 @@ pub(super) struct Maker {
 }
 
 impl Maker {
-    /// Gives `idle` a thread. `failures` counts what the host failed; `handle` is what it reads.
+    /// Gives `idle` a thread of this kind. `failures` counts what the host failed; `handle` is what it reads.
     fn make<H: Clone + Send + Sync + 'static>(
         &self,
+        kind: Kind,
         id: &str,
         idle: Box<dyn Idle>,
         handle: H,
@@ -71,7 +74,7 @@ impl Maker {
         let queues = idle.queue_sizes_max().len();
         let observer = report_errors(id.to_owned(), handle.clone(), failures, Arc::clone(&self.on_error));
         let worker =
-            Worker::start(&format!("yun_{id}"), queues, self.seccomp, observer).map_err(threads(id))?;
+            Worker::start(&format!("yun_{id}"), queues, kind, self.seccomp, observer).map_err(threads(id))?;
         Ok(Made { id: id.to_owned(), idle, handle, worker })
     }
 
@@ -80,7 +83,7 @@ impl Maker {
         let queues = plan.queues.unwrap_or_else(|| queues_by_default(self.vcpus, count));
         let block = Block::new(Box::new(plan.disk), &BlockOptions { queues, ..plan.options });
         let handle = block.handle();
-        self.make(&plan.id, Box::new(block), handle, BlockHandle::failures)
+        self.make(Kind::Device, &plan.id, Box::new(block), handle, BlockHandle::failures)
     }
 
     /// A network interface.
@@ -94,7 +97,7 @@ impl Maker {
         };
         let net = Net::new(Box::new(plan.tap), &options);
         let handle = net.handle();
-        self.make(&plan.id, Box::new(net), handle, |handle| {
+        self.make(Kind::Device, &plan.id, Box::new(net), handle, |handle| {
             let m = handle.metrics();
             m.rx_failures.get() + m.tx_failures.get()
         })
@@ -104,7 +107,18 @@ impl Maker {
     pub(super) fn entropy(&self, limits: &LimiterSpec) -> Result<Made<RngHandle>, BuildError> {
         let rng = Rng::new(limits);
         let handle = rng.handle();
-        self.make("rng", Box::new(rng), handle, |handle| handle.metrics().host_failures.get())
+        self.make(Kind::Device, "rng", Box::new(rng), handle, |handle| handle.metrics().host_failures.get())
+    }
+
+    /// The socket device.
+    pub(super) fn vsock(&self, plan: VsockPlan) -> Result<Made<VsockHandle>, BuildError> {
+        let options = VsockOptions { guest_cid: plan.guest_cid, answer_timeout: ANSWER_TIMEOUT };
+        let vsock = Vsock::new(Box::new(plan.host), &options);
+        let handle = vsock.handle();
+        self.make(Kind::Vsock, "vsock", Box::new(vsock), handle, |handle| {
+            let m = handle.metrics();
+            m.rx_read_failures.get() + m.tx_write_failures.get()
+        })
     }
 }
 

@@ -31,6 +31,7 @@ use ::devices::serial::ConsoleBuffer;
 use ::devices::virtio::block::BlockHandle;
 use ::devices::virtio::net::NetHandle;
 use ::devices::virtio::rng::RngHandle;
+use ::devices::virtio::vsock::VsockHandle;
 
 use crate::host::disk::Disk;
 use crate::mem::ram::GuestRam;
@@ -46,6 +47,7 @@ pub struct Machine {
     drives: Vec<Device<BlockHandle>>,
     nets: Vec<Device<NetHandle>>,
     entropy: Option<Device<RngHandle>>,
+    vsock: Option<Device<VsockHandle>>,
     acpi: Arc<AcpiPorts>,
     keyboard: Arc<I8042>,
     console: Arc<ConsoleBuffer>,
@@ -61,7 +63,8 @@ impl Machine {
     fn workers(&self) -> impl Iterator<Item = &Worker> {
         let drives = self.drives.iter().map(|d| &d.worker);
         let nets = self.nets.iter().map(|d| &d.worker);
-        drives.chain(nets).chain(self.entropy.iter().map(|d| &d.worker))
+        let entropy = self.entropy.iter().map(|d| &d.worker);
+        drives.chain(nets).chain(entropy).chain(self.vsock.iter().map(|d| &d.worker))
     }
 
     /// Holds the guest and its devices: when this returns nothing is emulated.

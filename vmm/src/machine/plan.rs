@@ -10,6 +10,7 @@ use crate::arch::x86_64::cpuid::Topology;
 use crate::boot::cmdline::Root;
 use crate::host::disk::Disk;
 use crate::host::tap::Tap;
+use crate::host::vsock::UnixHost;
 use crate::mem::ram::Backing;
 use crate::sandbox::seccomp::Seccomp;
 
@@ -39,6 +40,8 @@ pub struct Plan {
     pub nets: Vec<NetPlan>,
     /// Rate limits of the entropy device, if there is one.
     pub entropy: Option<LimiterSpec>,
+    /// The socket device, if there is one.
+    pub vsock: Option<VsockPlan>,
     /// virtio-pci with MSI-X rather than virtio-mmio.
     pub pci: bool,
     /// Firecracker's boot timer.
@@ -71,4 +74,12 @@ pub struct NetPlan {
     pub rx_limits: LimiterSpec,
     /// Limits of what the guest sends.
     pub tx_limits: LimiterSpec,
+}
+
+/// A socket device.
+pub struct VsockPlan {
+    /// The guest's address.
+    pub guest_cid: u32,
+    /// The host's side.
+    pub host: UnixHost,
 }

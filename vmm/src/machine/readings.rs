@@ -7,6 +7,7 @@ use devices::serial::ConsoleBuffer;
 use devices::virtio::block::BlockHandle;
 use devices::virtio::net::NetHandle;
 use devices::virtio::rng::RngHandle;
+use devices::virtio::vsock::VsockHandle;
 
 use super::Machine;
 use super::devices::Device;
@@ -90,6 +91,38 @@ impl MetricSource for Entropy {
     }
 }
 
+struct Vsock(VsockHandle);
+
+impl MetricSource for Vsock {
+    fn read(&self, each: &mut dyn FnMut(Reading)) {
+        let m = self.0.metrics();
+        let readings = [
+            ("rx_queue_event_count", m.rx_queue_events.get()),
+            ("tx_queue_event_count", m.tx_queue_events.get()),
+            ("ev_queue_event_count", m.event_queue_events.get()),
+            ("muxer_event_count", m.host_events.get()),
+            ("rx_bytes_count", m.rx_bytes.get()),
+            ("tx_bytes_count", m.tx_bytes.get()),
+            ("rx_packets_count", m.rx_packets.get()),
+            ("tx_packets_count", m.tx_packets.get()),
+            ("rx_interrupt_count", m.rx_interrupts.get()),
+            ("tx_interrupt_count", m.tx_interrupts.get()),
+            ("no_rx_avail_buffer", m.rx_no_buffers.get()),
+            ("conns_added", m.added.get()),
+            ("conns_killed", m.killed.get()),
+            ("conns_removed", m.removed.get()),
+            ("conns_turned_away", m.turned_away.get()),
+            ("rx_read_fails", m.rx_read_failures.get()),
+            ("tx_write_fails", m.tx_write_failures.get()),
+            ("tx_flush_fails", m.tx_flush_failures.get()),
+            ("tx_refused_count", m.tx_refused.get()),
+            ("tx_stall_count", m.tx_stalls.get()),
+            ("needs_reset_count", m.broken.get()),
+        ];
+        counters(each, &readings);
+    }
+}
+
 struct Uart(Arc<ConsoleBuffer>);
 
 impl MetricSource for Uart {
@@ -132,6 +165,9 @@ impl Machine {
         self.nets.iter().for_each(|net| register_net(net, metrics));
         if let Some(entropy) = &self.entropy {
             metrics.register(Group::single("entropy"), Arc::new(Entropy(entropy.handle.clone())));
+        }
+        if let Some(vsock) = &self.vsock {
+            metrics.register(Group::single("vsock"), Arc::new(Vsock(vsock.handle.clone())));
         }
         metrics.register(Group::single("uart"), Arc::new(Uart(Arc::clone(&self.console))));
         metrics.register(Group::single("vcpu"), Arc::new(Exits(Arc::clone(&self.unclaimed))));

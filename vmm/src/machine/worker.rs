@@ -117,18 +117,25 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// Starts the thread `name` for a device with `queues` queues, confined as `seccomp` says; `observer` looks on.
+    /// Starts the thread `name` for a device with `queues` queues, confined to what `kind` may do if `seccomp` says so;
+    /// `observer` looks on.
     ///
     /// # Errors
     /// If descriptors or a thread can't be had.
     ///
     /// # Panics
     /// For more than 64 queues.
-    pub fn start(name: &str, queues: usize, seccomp: Seccomp, observer: Observer) -> std::io::Result<Self> {
+    pub fn start(
+        name: &str,
+        queues: usize,
+        kind: Kind,
+        seccomp: Seccomp,
+        observer: Observer,
+    ) -> std::io::Result<Self> {
         assert!(queues <= QUEUES_MAX, "each queue is a bit");
         let kicks: Arc<[EventFd]> =
             (0..queues).map(|_| EventFd::new(EFD_NONBLOCK)).collect::<std::io::Result<Vec<_>>>()?.into();
-        Self::spawn(name, &kicks, 0..queues, observer, move || seccomp.confine_or_abort(Kind::Device))
+        Self::spawn(name, &kicks, 0..queues, observer, move || seccomp.confine_or_abort(kind))
     }
 
     /// A thread that is kicked by those of `kicks` that are in `mine`; `first` is the first thing it does.

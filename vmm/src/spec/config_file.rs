@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use super::{
     BootSource, Drive, DriveBody, DriveSpecError, Entropy, IdError, Logger, MachineConfig, Metrics,
-    NetSpecError, NetworkInterface, check_resource_id,
+    NetSpecError, NetworkInterface, Vsock, VsockSpecError, check_resource_id,
 };
 
 /// A whole microVM in one JSON object; its keys are the paths of the requests. Unknown keys are ignored, as
@@ -22,6 +22,8 @@ pub struct ConfigFile {
     pub network_interfaces: Vec<NetworkInterface>,
     /// The random number device.
     pub entropy: Option<Entropy>,
+    /// The socket device.
+    pub vsock: Option<Vsock>,
     /// How to log.
     pub logger: Option<Logger>,
     /// Where to write metrics.
@@ -46,6 +48,9 @@ pub enum ConfigFileError {
     /// The description of an interface.
     #[error("Network interface {0:?} in the configuration file: {1}")]
     Net(String, NetSpecError),
+    /// The description of the socket device.
+    #[error("The socket device in the configuration file: {0}")]
+    Vsock(#[from] VsockSpecError),
 }
 
 #[derive(Deserialize)]
@@ -61,7 +66,7 @@ struct Wire {
     metrics: Option<Metrics>,
     cpu_config: Option<Value>,
     balloon: Option<Value>,
-    vsock: Option<Value>,
+    vsock: Option<Vsock>,
     mmds_config: Option<Value>,
     #[serde(default)]
     pmem: Vec<Value>,
@@ -78,7 +83,6 @@ impl ConfigFile {
         let refused = [
             ("cpu-config", wire.cpu_config.is_some()),
             ("balloon", wire.balloon.is_some()),
-            ("vsock", wire.vsock.is_some()),
             ("mmds-config", wire.mmds_config.is_some()),
             ("pmem", !wire.pmem.is_empty()),
             ("memory-hotplug", wire.memory_hotplug.is_some()),
@@ -106,6 +110,7 @@ impl ConfigFile {
             machine_config: wire.machine_config,
             network_interfaces,
             entropy: wire.entropy,
+            vsock: wire.vsock.map(Vsock::checked).transpose()?,
             logger: wire.logger,
             metrics: wire.metrics,
         })
@@ -134,12 +139,23 @@ mod tests {
         let parse = |rest: &str| ConfigFile::parse(format!("{SMALLEST},{rest}}}").as_bytes());
         assert!(parse(r#""whatever":1,"balloon":null,"vsock":null,"pmem":[]"#).is_ok());
         assert_eq!(
-            parse(r#""vsock":{"guest_cid":3,"uds_path":"v"}"#).unwrap_err().to_string(),
-            "The configuration file's section `vsock` is not supported by this build."
+            parse(r#""balloon":{"amount_mib":1}"#).unwrap_err().to_string(),
+            "The configuration file's section `balloon` is not supported by this build."
         );
         assert!(
             parse(r#""machine-config":{"vcpu_count":1,"mem_size_mib":1,"x":1}"#).is_err(),
             "inner ones are not"
+        );
+    }
+
+    #[test]
+    fn a_socket_device_is_taken_up_or_refused_as_in_a_request() {
+        let parse = |rest: &str| ConfigFile::parse(format!("{SMALLEST},{rest}}}").as_bytes());
+        let vsock = parse(r#""vsock":{"guest_cid":3,"uds_path":"v"}"#).unwrap().vsock.unwrap();
+        assert_eq!((vsock.guest_cid, vsock.uds_path.as_str()), (3, "v"));
+        assert_eq!(
+            parse(r#""vsock":{"guest_cid":2,"uds_path":"v"}"#).unwrap_err().to_string(),
+            "The socket device in the configuration file: The guest_cid 2 is reserved: it must be 3 to 4294967294."
         );
     }
 

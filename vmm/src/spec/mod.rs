@@ -19,6 +19,7 @@ mod metrics;
 mod net;
 mod serial;
 mod view;
+mod vsock;
 
 pub use action::{Action, ActionBody, VmState, VmStateBody};
 pub use boot::{BootSource, DEFAULT_BOOT_ARGS};
@@ -40,3 +41,4 @@ pub use net::{
 };
 pub use serial::Serial;
 pub use view::{APP_NAME, DriveView, FIRECRACKER_API_VERSION, Fault, Version, VmConfig, VmInfo, VmStatus};
+pub use vsock::{GUEST_CID_MAX, GUEST_CID_MIN, Vsock, VsockSpecError};

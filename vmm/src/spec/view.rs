@@ -5,7 +5,9 @@ use std::num::NonZeroU16;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::{BootSource, CacheType, Drive, Entropy, IoEngine, MachineConfig, NetworkInterface, RateLimiter};
+use super::{
+    BootSource, CacheType, Drive, Entropy, IoEngine, MachineConfig, NetworkInterface, RateLimiter, Vsock,
+};
 
 /// Release of Firecracker's API that this one follows; what clients are told as the version.
 pub const FIRECRACKER_API_VERSION: &str = "1.17.0";
@@ -123,8 +125,7 @@ pub struct VmConfig {
     #[schema(value_type = Option<Object>)]
     pub mmds_config: Option<()>,
     pub network_interfaces: Vec<NetworkInterface>,
-    #[schema(value_type = Option<Object>)]
-    pub vsock: Option<()>,
+    pub vsock: Option<Vsock>,
     pub entropy: Option<Entropy>,
     #[schema(value_type = Vec<Object>)]
     pub pmem: Vec<()>,

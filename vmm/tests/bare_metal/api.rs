@@ -1,7 +1,7 @@
 //! The API while a guest runs: what it refuses, what it changes, and that it answers whatever the guest does.
 
 use std::fs;
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
@@ -54,6 +54,7 @@ fn what_configures_is_refused_once_started() {
         ("PUT", "/drives/d", drive.as_str()),
         ("PUT", "/network-interfaces/e", r#"{"iface_id":"e","host_dev_name":"t"}"#),
         ("PUT", "/entropy", "{}"),
+        ("PUT", "/vsock", r#"{"guest_cid":3,"uds_path":"/x"}"#),
         ("PUT", "/serial", "{}"),
         ("PUT", "/logger", r#"{"level":"Info"}"#),
         ("PUT", "/metrics", r#"{"metrics_path":"/x"}"#),
@@ -63,6 +64,29 @@ fn what_configures_is_refused_once_started() {
         let refusal = vm.refused(method, path, body);
         assert!(refusal.starts_with(AFTER), "{method} {path}: {refusal}");
     }
+}
+
+#[test]
+fn the_socket_device_listens_from_its_request_on_until_the_end() {
+    if !kvm() {
+        return;
+    }
+    let mut vm = Vm::start(&[]);
+    let (path, records) = (vm.path("v"), vm.path("v_seqpacket"));
+    let body = json!({"guest_cid": 3, "uds_path": path});
+    // A VMM that was killed has left its socket.
+    drop(UnixListener::bind(&path).unwrap());
+    vm.put("/vsock", &body);
+    UnixStream::connect(&path).unwrap();
+    let other = Vm::start(&[]);
+    let refusal = other.refused("PUT", "/vsock", &body.to_string());
+    let start = "Vsock config error: Cannot create backend for vsock device: Error binding to the host-side Unix socket: ";
+    assert!(refusal.starts_with(start) && refusal.ends_with("(os error 98)"), "{refusal}");
+    vm.put("/vsock", &body);
+    assert_eq!(vm.get("/vm/config")["vsock"], body);
+    boot(&vm, "do=hello");
+    vm.ends_with(0, "poweroff");
+    assert!(!path.exists() && !records.exists(), "the sockets' files are left");
 }
 
 #[test]

@@ -176,7 +176,7 @@ fn a_bad_configuration_file_ends_it_with_152() {
             json!({"boot-source": kernel, "drives": [], "machine-config": {"vcpu_count": 33, "mem_size_mib": 128}}).to_string(),
             "The number of vCPUs must be",
         ),
-        ("a section that is not there", json!({"boot-source": kernel, "drives": [], "vsock": {}}).to_string(), "`vsock` is not supported"),
+        ("a section that is not there", json!({"boot-source": kernel, "drives": [], "balloon": {}}).to_string(), "`balloon` is not supported"),
     ] {
         fs::write(&file, text).unwrap();
         let (status, said) = run(&["--no-api", "--config-file", path]);

@@ -3,8 +3,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io::Write;
-use std::os::unix::net::UnixStream;
+use std::io::{Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 
 use serde_json::json;
@@ -14,6 +14,7 @@ use vmm::sandbox::seccomp::rules::{Arg, EVERY_THREAD, Kind, Rule};
 use super::common::http::receive;
 use super::common::{Bus, Setup, Vm, zeros};
 use super::nets::Taps;
+use super::sockets::call;
 use super::{boot, linux};
 
 /// A call as strace wrote it: its name and its arguments, those of them that are numbers.
@@ -30,6 +31,7 @@ fn label(kind: Kind) -> &'static str {
         Kind::Api => "api",
         Kind::Vcpu => "vcpu",
         Kind::Device => "device",
+        Kind::Vsock => "vsock",
     }
 }
 
@@ -95,6 +97,8 @@ fn sorted(trace: &str, driver: Kind, into: &mut Calls) {
                 Kind::Api
             } else if line.contains("\"yun_vcpu") {
                 Kind::Vcpu
+            } else if line.contains("\"yun_vsock\"") {
+                Kind::Vsock
             } else {
                 Kind::Device
             };
@@ -121,9 +125,16 @@ fn life(bus: Bus, calls: &mut Calls) {
         dd if=a of=/dev/vdb bs=4k conv=fsync 2>/dev/null
         dd if=/dev/hwrng of=/dev/null bs=512 count=4 2>/dev/null
         ping -c 3 -i 0.2 172.18.0.1 >/dev/null && echo ping=answered
+        vsock listen 52 </dev/null & vsock connect 53 </init
         head -c 1 >/dev/null; echo typed=yes; while :; do sleep 1; done";
-    boot(&vm, "yun.ip=172.18.0.2/24", script);
+    let listener = UnixListener::bind(vm.path("v_53")).unwrap();
+    boot(&vm, "yun.modules=vsock yun.ip=172.18.0.2/24", script);
     vm.prints("ping=answered");
+    listener.accept().unwrap().0.read_to_end(&mut Vec::new()).unwrap();
+    let mut caller = call(&vm.path("v"), 52);
+    caller.write_all(b"said=hello\n").unwrap();
+    caller.shutdown(std::net::Shutdown::Write).unwrap();
+    vm.prints("said=hello");
     every_request(&vm);
     if bus == Bus::Pci {
         come_and_go(&vm);
@@ -149,6 +160,7 @@ fn configure(vm: &Vm, tap: &str) {
     let interface = json!({"iface_id": "eth0", "host_dev_name": tap, "guest_mac": "06:00:ac:12:00:02"});
     vm.put("/network-interfaces/eth0", &interface);
     vm.put("/entropy", &json!({}));
+    vm.put("/vsock", &json!({"guest_cid": 3, "uds_path": vm.path("v")}));
 }
 
 /// What the API offers while a guest runs, and what it refuses.

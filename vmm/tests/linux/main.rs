@@ -7,6 +7,7 @@
 //! | [`disks`] | block devices and entropy, resizing, a root file system, pauses during I/O |
 //! | [`nets`] | a network interface on a TAP device |
 //! | [`hotplug`] | devices that come and go |
+//! | [`sockets`] | the socket device: bulk, half-closed ends, records, a stalled reader, a storm |
 //! | [`confinement`] | the lists of system calls, held against a microVM's life |
 //!
 //! A boot takes seconds where SVM is emulated, so tests of one room share one where the name still says what is claimed.
@@ -23,6 +24,7 @@ mod disks;
 mod ends;
 mod hotplug;
 mod nets;
+mod sockets;
 
 use std::fs;
 use std::path::{Path, PathBuf};

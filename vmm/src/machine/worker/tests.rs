@@ -55,7 +55,7 @@ fn wait_for(served: &AtomicUsize, n: usize) {
 
 #[test]
 fn a_queue_is_served_at_the_start_at_each_kick_and_again_while_there_is_more() {
-    let worker = Worker::start("test", 1, Seccomp::Off, Arc::new(|_| ())).unwrap();
+    let worker = Worker::start("test", 1, Kind::Device, Seccomp::Off, Arc::new(|_| ())).unwrap();
     let mut owner = worker.handle().clone();
     let (device, served) = counter(&[Served::After(Duration::from_millis(2)), Served::More]);
     owner.run(device, &[0]);
@@ -68,7 +68,7 @@ fn a_queue_is_served_at_the_start_at_each_kick_and_again_while_there_is_more() {
 
 #[test]
 fn a_paused_device_serves_nothing_and_forgets_no_kick() {
-    let worker = Worker::start("test", 1, Seccomp::Off, Arc::new(|_| ())).unwrap();
+    let worker = Worker::start("test", 1, Kind::Device, Seccomp::Off, Arc::new(|_| ())).unwrap();
     let mut owner = worker.handle().clone();
     let (device, served) = counter(&[]);
     owner.run(device, &[0]);
@@ -83,7 +83,7 @@ fn a_paused_device_serves_nothing_and_forgets_no_kick() {
 
 #[test]
 fn dropping_the_worker_ends_its_thread_and_a_late_order_is_answered() {
-    let worker = Worker::start("test", 1, Seccomp::Off, Arc::new(|_| ())).unwrap();
+    let worker = Worker::start("test", 1, Kind::Device, Seccomp::Off, Arc::new(|_| ())).unwrap();
     let mut owner = worker.handle().clone();
     drop(worker);
     assert!(owner.halt().is_none());
@@ -188,7 +188,7 @@ fn threads(name: &str) -> usize {
 
 #[test]
 fn a_device_that_divides_gets_a_thread_for_each_queue_that_is_used_and_keeps_it() {
-    let worker = Worker::start("many", 3, Seccomp::Off, Arc::new(|_| ())).unwrap();
+    let worker = Worker::start("many", 3, Kind::Device, Seccomp::Off, Arc::new(|_| ())).unwrap();
     let mut owner = worker.handle().clone();
     let (device, batches) = Divisible::new(3);
     let mut device: Box<dyn Running> = device;
@@ -222,7 +222,7 @@ fn a_device_that_divides_gets_a_thread_for_each_queue_that_is_used_and_keeps_it(
 
 #[test]
 fn a_pause_holds_all_threads_of_a_device() {
-    let worker = Worker::start("held", 3, Seccomp::Off, Arc::new(|_| ())).unwrap();
+    let worker = Worker::start("held", 3, Kind::Device, Seccomp::Off, Arc::new(|_| ())).unwrap();
     let mut owner = worker.handle().clone();
     let (device, batches) = Divisible::new(3);
     owner.run(device, &[0, 1, 2]);

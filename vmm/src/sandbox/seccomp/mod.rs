@@ -4,7 +4,8 @@
 //!   start ── PROCESS ──────────────┬────────────── DRIVER ──> the guest runs   (main thread)
 //!                                  ├── API                                     yun_api
 //!                                  ├── VCPU                                    yun_vcpu N
-//!                                  └── DEVICE                                  yun_<device>
+//!                                  ├── DEVICE                                  yun_<device>
+//!                                  └── VSOCK                                   yun_vsock
 //! ```
 //! Filters only ever add up. A refused call is not made: the kernel raises SIGSYS instead, whose handler names the call in
 //! the log and ends the process with [`EXIT_STATUS`].
@@ -33,6 +34,7 @@ mod filters {
             super::Kind::Api => &API,
             super::Kind::Vcpu => &VCPU,
             super::Kind::Device => &DEVICE,
+            super::Kind::Vsock => &VSOCK,
         }
     }
 

@@ -20,12 +20,14 @@ pub enum Kind {
     Vcpu,
     /// The thread of a virtio device.
     Device,
+    /// The thread of the socket device.
+    Vsock,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Kind; 6] =
-        [Kind::Process, Kind::Driver, Kind::PciDriver, Kind::Api, Kind::Vcpu, Kind::Device];
+    pub const ALL: [Kind; 7] =
+        [Kind::Process, Kind::Driver, Kind::PciDriver, Kind::Api, Kind::Vcpu, Kind::Device, Kind::Vsock];
 
     /// What it does that not every thread does.
     #[must_use]
@@ -37,6 +39,7 @@ impl Kind {
             Kind::Api => API,
             Kind::Vcpu => VCPU,
             Kind::Device => DEVICE,
+            Kind::Vsock => VSOCK,
         }
     }
 
@@ -44,7 +47,7 @@ impl Kind {
     #[must_use]
     pub fn rules(self) -> Vec<Rule> {
         let parts: &[&[Rule]] = match self {
-            Kind::Process => &[EVERY_THREAD, VCPU, DEVICE, API, DRIVER, PLUG, START],
+            Kind::Process => &[EVERY_THREAD, VCPU, DEVICE, VSOCK, API, DRIVER, PLUG, START],
             Kind::PciDriver => &[EVERY_THREAD, DEVICE, DRIVER, PLUG],
             other => &[EVERY_THREAD, other.own()],
         };
@@ -123,6 +126,9 @@ const BLKDISCARD: u32 = 0x1277;
 /// Signals that one thread of ours sends another: SIGABRT (of a panic), and SIGRTMIN as the C library counts, which ends
 /// `KVM_RUN` (34 with glibc, 35 with musl).
 const TO_OWN_THREADS: &[u32] = &[6, 34, 35];
+
+/// Of Unix sockets only.
+const UNIX: Arg = Arg::OneOf(0, &[libc::AF_UNIX as u32]);
 
 /// Memory that can't be executed.
 const NO_EXEC: Arg = Arg::Without(2, 4);
@@ -210,6 +216,21 @@ const DEVICE: &[Rule] = &[
     },
 ];
 
+/// The socket device: its kicks, connections from and to Unix sockets, its interrupts.
+const VSOCK: &[Rule] = &[
+    any(libc::SYS_epoll_wait),
+    any(libc::SYS_epoll_ctl),
+    when(libc::SYS_socket, UNIX),
+    any(libc::SYS_connect),
+    any(libc::SYS_accept4),
+    any(libc::SYS_readv),
+    any(libc::SYS_writev),
+    any(libc::SYS_recvfrom),
+    any(libc::SYS_sendto),
+    any(libc::SYS_shutdown),
+    when(libc::SYS_ioctl, Arg::Ioctl(&[KVM_IRQ_LINE, KVM_SIGNAL_MSI])),
+];
+
 /// The API: connections, events, its socket's file at the end.
 const API: &[Rule] = &[
     any(libc::SYS_epoll_wait),
@@ -226,7 +247,7 @@ const API: &[Rule] = &[
     rare(libc::SYS_getrandom, "the seed of a hash map"),
 ];
 
-/// The driver of a guest that runs: commands, signals, the console, files that a request names.
+/// The driver of a guest that runs: commands, signals, the console, files that a request names, sockets' files at the end.
 const DRIVER: &[Rule] = &[
     any(libc::SYS_epoll_wait),
     rare(
@@ -258,6 +279,7 @@ const DRIVER: &[Rule] = &[
     },
     Rule { call: libc::SYS_ioctl, arg: Arg::Ioctl(&[TCGETS2, TCSETS2]), rarely: Some(NEW_GLIBC) },
     rare(libc::SYS_getpgrp, "standard input that is a terminal"),
+    any(libc::SYS_unlink),
     rare(libc::SYS_getrandom, "the seed of a hash map"),
 ];
 
@@ -281,7 +303,7 @@ const PLUG: &[Rule] = &[
 
 /// What becomes of a process before its guest runs.
 const START: &[Rule] = &[
-    when(libc::SYS_socket, Arg::OneOf(0, &[libc::AF_UNIX as u32])),
+    when(libc::SYS_socket, UNIX),
     any(libc::SYS_bind),
     any(libc::SYS_listen),
     any(libc::SYS_chmod),
