@@ -1,5 +1,6 @@
 //! A socket device in use: its three queues, and turns of bounded length.
 
+use std::collections::VecDeque;
 use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,12 +11,72 @@ use zerocopy::{FromZeros, IntoBytes};
 use super::packet::{HEADER_BYTES, Header, Refusal};
 use super::{EVENT_QUEUE, F_SEQPACKET, RX_QUEUE, TX_QUEUE, Vsock};
 use crate::irq::Interrupt;
-use crate::mem::Ram;
+use crate::mem::{GuestMemoryMmap, Ram, VolatileSlice};
 use crate::virtio::queue::{Chain, Ring, RingError, advance, copy_in, copy_out, resolve, truncate};
 use crate::virtio::{Granted, Idle, Running, Served};
 
 /// Packets moved in one direction before the other gets its turn.
 const PACKETS_PER_BATCH: u32 = 64;
+
+/// Receive buffers filled by one receive, at most: 64 KiB of Linux's.
+const BUFFERS_AHEAD: usize = 16;
+
+/// A receive buffer that was popped and not filled yet.
+struct Held {
+    head: u16,
+    /// Where its slices begin in [`Room::slices`], and those behind its header in [`Room::payloads`].
+    slices: usize,
+    payload: usize,
+    /// Bytes behind its header.
+    bytes: usize,
+}
+
+/// Receive buffers popped ahead, for the length of one batch.
+#[derive(Default)]
+struct Room<'m> {
+    held: VecDeque<Held>,
+    slices: Vec<VolatileSlice<'m>>,
+    payloads: Vec<VolatileSlice<'m>>,
+}
+
+impl<'m> Room<'m> {
+    /// Takes up the buffer that was popped last.
+    fn add(&mut self, ram: &'m GuestMemoryMmap<()>, chain: &Chain) -> Result<(), RingError> {
+        let (head, bytes) = (chain.head(), chain.writable_bytes() as usize);
+        // Without room for payload a buffer would go back and forth for ever.
+        if bytes <= HEADER_BYTES {
+            return Err(RingError::NoAnswer { head });
+        }
+        let (slices, payload) = (self.slices.len(), self.payloads.len());
+        resolve(ram, chain.writable(), &mut self.slices)?;
+        let mut whole = self.slices[slices..].to_vec();
+        self.payloads.extend_from_slice(advance(&mut whole, HEADER_BYTES));
+        self.held.push_back(Held { head, slices, payload, bytes: bytes - HEADER_BYTES });
+        Ok(())
+    }
+
+    /// What lies behind the headers of all buffers, in order.
+    fn payload(&self) -> &[VolatileSlice<'m>] {
+        &self.payloads[self.held.front().map_or(self.payloads.len(), |held| held.payload)..]
+    }
+
+    /// Puts `header` before each part of its payload, which is in place; the buffers, and the bytes of each part.
+    fn fill(&mut self, mut header: Header) -> Vec<(u16, u32)> {
+        let mut left = header.len.get();
+        let mut filled = Vec::with_capacity(1);
+        while let Some(held) = self.held.pop_front() {
+            let part = left.min(u32::try_from(held.bytes).unwrap_or(u32::MAX));
+            header.len = part.into();
+            copy_in(&self.slices[held.slices..], 0, header.as_bytes());
+            filled.push((held.head, part));
+            left -= part;
+            if left == 0 {
+                break;
+            }
+        }
+        filled
+    }
+}
 
 /// A queue and the chain that was popped last.
 struct Side {
@@ -122,45 +183,48 @@ impl Live {
     }
 
     /// Hands packets to the guest; whether there may be more that it has buffers for.
+    ///
+    /// Bytes of a stream are received into many buffers at once where the first was too small for them: a packet each, all
+    /// with the same header but for its length.
     fn hand_packets(&mut self) -> Result<bool, RingError> {
         let Some(Side { ring, chain }) = &mut self.rx else { return Ok(false) };
         let mux = &mut self.vsock.mux;
         let ram = &*self.ram;
         // A kick is wanted only when buffers run out.
         ring.suppress_kicks(ram)?;
-        let (mut slices, mut room, mut scratch) = (Vec::new(), Vec::new(), Vec::new());
-        for _ in 0..PACKETS_PER_BATCH {
-            if !mux.has_packets() {
-                return Ok(false);
+        let mut room = Room::default();
+        let mut scratch = Vec::new();
+        let (mut handed, mut ahead) = (0, 1);
+        let more = loop {
+            if handed >= PACKETS_PER_BATCH {
+                break true;
             }
-            if !ring.pop(ram, chain)? {
+            if !mux.has_packets() {
+                break false;
+            }
+            while room.held.len() < ahead && ring.pop(ram, chain)? {
+                room.add(ram, chain)?;
+            }
+            let Some(first) = room.held.front().map(|held| held.bytes) else {
                 if ring.rearm(ram)? {
                     ring.suppress_kicks(ram)?;
                     continue;
                 }
                 mux.metrics().rx_no_buffers.inc();
-                return Ok(false);
-            }
-            let head = chain.head();
-            // Without room for payload a buffer would go back and forth for ever.
-            if chain.writable_bytes() as usize <= HEADER_BYTES {
-                return Err(RingError::NoAnswer { head });
-            }
-            slices.clear();
-            resolve(ram, chain.writable(), &mut slices)?;
-            room.clear();
-            room.extend_from_slice(&slices);
-            let Some(header) = mux.next(advance(&mut room, HEADER_BYTES), &mut scratch) else {
-                ring.undo_pop();
-                return Ok(false);
+                break false;
             };
-            copy_in(&slices, 0, header.as_bytes());
-            let payload = header.len.get();
-            mux.metrics().rx_packets.inc();
-            mux.metrics().rx_bytes.add(payload.into());
-            ring.finish(ram, head, payload + u32::try_from(HEADER_BYTES).expect("44"))?;
-        }
-        Ok(true)
+            let Some(header) = mux.next(room.payload(), first, &mut scratch) else { break false };
+            let len = header.len.get();
+            ahead = if len as usize >= first { BUFFERS_AHEAD } else { 1 };
+            mux.metrics().rx_bytes.add(len.into());
+            for (head, bytes) in room.fill(header) {
+                mux.metrics().rx_packets.inc();
+                ring.finish(ram, head, bytes + u32::try_from(HEADER_BYTES).expect("44"))?;
+                handed += 1;
+            }
+        };
+        room.held.iter().for_each(|_| ring.undo_pop());
+        Ok(more)
     }
 
     /// Interrupts the driver for what was finished, if it wants that: once per queue and turn.

@@ -287,10 +287,12 @@ impl Mux {
         self.next_deadline.map(|next| Duration::from_nanos(next.saturating_sub(now)))
     }
 
-    /// The next packet for the guest, whose payload, if any, is put at the start of `into`.
+    /// The next packet for the guest, whose payload, if any, is put at the start of `into`; within its `first` bytes unless
+    /// it may be cut into several packets.
     pub fn next<'m>(
         &mut self,
         into: &[VolatileSlice<'m>],
+        first: usize,
         scratch: &mut Vec<VolatileSlice<'m>>,
     ) -> Option<Header> {
         if let Some(reply) = self.replies.pop_front() {
@@ -300,7 +302,7 @@ impl Mux {
         while let Some(slot) = self.ready.pop_front() {
             self.in_line[usize::from(slot)] = false;
             let Some(connection) = self.table.get(slot) else { continue };
-            match connection.next(into, scratch) {
+            match connection.next(into, first, scratch) {
                 Ok(None) => {}
                 Ok(Some(next)) => {
                     let (buf_alloc, fwd_cnt) = connection.announce();

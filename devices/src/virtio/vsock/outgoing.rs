@@ -28,13 +28,15 @@ impl Next {
 }
 
 impl Connection {
-    /// The next packet for the guest, whose payload is put at the start of `into`; `None` if there is nothing now.
+    /// The next packet for the guest, whose payload is put at the start of `into`; `None` if there is nothing now. Bytes of a
+    /// stream may fill all of `into`, to be cut into several packets; a part of a record has at most `first` bytes.
     ///
     /// # Errors
     /// [`Reset`]: the connection is over.
     pub fn next<'m>(
         &mut self,
         into: &[VolatileSlice<'m>],
+        first: usize,
         scratch: &mut Vec<VolatileSlice<'m>>,
     ) -> Result<Option<Next>, Reset> {
         match self.state {
@@ -56,10 +58,9 @@ impl Connection {
         if wants {
             let free = self.outbound.free() as usize;
             if free > 0 {
-                let room = free.min(total_len(into));
                 let data = match self.kind {
-                    Kind::Stream => self.bytes(into, scratch, room)?,
-                    Kind::SeqPacket => self.part_of_record(into, room)?,
+                    Kind::Stream => self.bytes(into, scratch, free.min(total_len(into)))?,
+                    Kind::SeqPacket => self.part_of_record(into, free.min(first))?,
                 };
                 if let Some((len, flags)) = data {
                     self.outbound.send(u32::try_from(len).expect("no more than there is credit for"));

@@ -269,7 +269,7 @@ fn a_guest_that_asks_for_credit_is_told() {
 }
 
 #[test]
-fn connections_take_turns() {
+fn connections_take_turns_and_bulk_fills_many_buffers_at_once() {
     let mut rig = Rig::new();
     let a = rig.connected(STREAM, (52, 1));
     let b = rig.connected(STREAM, (52, 2));
@@ -281,7 +281,24 @@ fn connections_take_turns() {
     while let Some((header, _)) = rig.packet() {
         ports.push(header.dst_port.get());
     }
-    assert_eq!(ports, [1, 2, 1, 2, 1, 2]);
+    assert_eq!(ports, [1, 2, 2, 2, 1, 1]);
+    assert_eq!(rig.handle.metrics().rx_packets.get(), 2 + 6, "each buffer is a packet");
+}
+
+#[test]
+fn bulk_is_whole_whatever_the_buffers_look_like() {
+    let mut rig = Rig::new();
+    let end = rig.connected(STREAM, PORTS);
+    let data: Vec<u8> = (0..40_000u32).map(|n| (n / 7).to_le_bytes()[0]).collect();
+    rig.host.world().say(end, &data);
+    // A buffer in pieces, the first of which ends within the header; the others are as they were.
+    let at = RX_AT + rig.next_buffer % 256 * u64::from(RX_BYTES);
+    rig.next_buffer += 1;
+    rig.rx.send(&[take(at, 40), take(at + 40, 100), take(at + 140, RX_BYTES - 140)]);
+    rig.given.push_back(at);
+    let packets = rig.packets();
+    assert_eq!(packets.iter().flat_map(|packet| packet.2.clone()).collect::<Vec<_>>(), data);
+    assert!(packets.iter().all(|packet| packet.0 == Op::Rw as u16));
 }
 
 #[test]
