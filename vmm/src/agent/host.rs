@@ -133,8 +133,12 @@ fn meminfo_kib(meminfo: &str, key: &str) -> Option<u64> {
 /// NUMA nodes, as `/sys/devices/system/node` has them; one of everything where there is none.
 #[must_use]
 pub fn numa_nodes() -> Vec<NumaNode> {
+    nodes_in(Path::new("/sys/devices/system/node"))
+}
+
+fn nodes_in(dir: &Path) -> Vec<NumaNode> {
     let mut nodes = Vec::new();
-    for entry in fs::read_dir("/sys/devices/system/node").into_iter().flatten().flatten() {
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
         let name = entry.file_name();
         let id = name.to_str().and_then(|name| name.strip_prefix("node")?.parse().ok());
         let Some(id) = id else { continue };
@@ -205,6 +209,46 @@ mod tests {
         let one = Cgroups { version: 1, controllers: vec!["pids".to_owned()] };
         assert_eq!(one.settings(1, 128), ["pids.max=128"]);
         assert!(Cgroups::default().settings(1, 128).is_empty());
+    }
+
+    #[test]
+    fn numa_nodes_have_their_cpus_memory_and_huge_pages() {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| {
+            let path = dir.path().join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        };
+        for (node, cpus, free) in [("node10", "8-15\n", 2048), ("node0", "0-7\n", 1024)] {
+            write(&format!("{node}/cpulist"), cpus);
+            let number = &node[4..];
+            write(
+                &format!("{node}/meminfo"),
+                &format!(
+                    "Node {number} MemTotal:        4194304 kB\nNode {number} MemFree:   {} kB\n",
+                    free * 1024
+                ),
+            );
+        }
+        for (size, total, free) in [(2048, 512, 100), (1_048_576, 4, 0)] {
+            write(&format!("node0/hugepages/hugepages-{size}kB/nr_hugepages"), &format!("{total}\n"));
+            write(&format!("node0/hugepages/hugepages-{size}kB/free_hugepages"), &format!("{free}\n"));
+        }
+        write("possible", "0,10\n");
+        let pages = |size_kib, total, free| HugePages { size_kib, total, free };
+        let node = |id, cpus: &str, memory_free_mib, hugepages| NumaNode {
+            id,
+            cpus: cpus.to_owned(),
+            memory_mib: 4096,
+            memory_free_mib,
+            hugepages,
+        };
+        let expected = [
+            node(0, "0-7", 1024, vec![pages(2048, 512, 100), pages(1_048_576, 4, 0)]),
+            node(10, "8-15", 2048, Vec::new()),
+        ];
+        assert_eq!(nodes_in(dir.path()), expected);
+        assert!(nodes_in(&dir.path().join("none")).is_empty());
     }
 
     #[test]

@@ -90,6 +90,25 @@ impl VmmCounters {
     }
 }
 
+/// How far records are forgotten: a clock that somebody has set forward is no reason to forget them all.
+#[derive(Debug, Default)]
+struct Forgetting {
+    /// Up to when that went, by the clock on the wall, and when it was, by the time since boot; in nanoseconds.
+    last: Option<(u64, u64)>,
+}
+
+impl Forgetting {
+    /// The end of what may be forgotten now: what has expired, but from the first record on no faster than twice as fast as
+    /// the time since boot goes by, which nobody can set.
+    fn until(&mut self, first_ns: u64, expired_ns: u64, since_boot_ns: u64) -> u64 {
+        let (last_ns, then_ns) = self.last.unwrap_or((first_ns, since_boot_ns));
+        let pace_ns = since_boot_ns.saturating_sub(then_ns).saturating_mul(2);
+        let until_ns = expired_ns.min(last_ns.saturating_add(pace_ns));
+        self.last = Some((until_ns, since_boot_ns));
+        until_ns
+    }
+}
+
 impl Agent {
     fn instant(&self) -> Instant {
         Instant {
@@ -369,10 +388,11 @@ impl Agent {
     pub(super) async fn meter(self: Arc<Self>) {
         let mut ticks = tokio::time::interval(self.config.usage_interval);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut forgetting = Forgetting::default();
         loop {
             ticks.tick().await;
             self.sample_all().await;
-            if let Err(denial) = self.forget_old_usage().await {
+            if let Err(denial) = self.forget_old_usage(&mut forgetting).await {
                 log::error!("usage: {denial}");
             }
         }
@@ -388,12 +408,17 @@ impl Agent {
     }
 
     /// Removes records that are older than they are kept, some at a time.
-    async fn forget_old_usage(&self) -> Result<(), Denial> {
-        let keep = u64::try_from(self.config.usage_keep.as_nanos()).unwrap_or(u64::MAX);
-        let oldest = format!("{:020}", self.instant().wall_ns.saturating_sub(keep));
+    async fn forget_old_usage(&self, forgetting: &mut Forgetting) -> Result<(), Denial> {
         let failed = |error: StoreError| super::core::store_denial(&error);
         let rows: Vec<(String, IgnoredAny)> =
             self.store.scan(Table::Usage, "", FORGOTTEN_AT_ONCE).await.map_err(failed)?;
+        let Some(first) = rows.first().and_then(|(key, _)| key.get(..20)?.parse().ok()) else {
+            return Ok(());
+        };
+        let keep = u64::try_from(self.config.usage_keep.as_nanos()).unwrap_or(u64::MAX);
+        let now = self.instant();
+        let expired = now.wall_ns.saturating_sub(keep);
+        let oldest = Self::usage_from(forgetting.until(first, expired, now.boottime_ns));
         let mut batch = Batch::new();
         for (key, _) in rows.into_iter().take_while(|(key, _)| *key < oldest) {
             batch.remove(Table::Usage, key);
@@ -474,6 +499,23 @@ impl Traffic {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn records_are_forgotten_when_they_expire_and_not_when_the_clock_is_set_forward() {
+        let mut forgetting = Forgetting::default();
+        // An agent that was away for 100 catches up; then it keeps up.
+        assert_eq!(forgetting.until(1000, 1100, 0), 1000);
+        assert_eq!(forgetting.until(1000, 1110, 10), 1020);
+        assert_eq!(forgetting.until(1020, 1220, 120), 1220);
+        assert_eq!(forgetting.until(1220, 1230, 130), 1230);
+        // A year too far, found out 50 later: 100 are lost, which were about to expire.
+        assert_eq!(forgetting.until(1230, 999_999, 130), 1230);
+        assert_eq!(forgetting.until(1230, 999_999, 180), 1330);
+        assert_eq!(forgetting.until(1330, 1280, 180), 1280);
+        assert_eq!(forgetting.until(1330, 1290, 190), 1290);
+        // Nothing that old is there.
+        assert_eq!(Forgetting::default().until(5000, 100, 7), 100);
+    }
 
     #[test]
     fn a_vmms_metrics_are_summed_over_its_devices() {

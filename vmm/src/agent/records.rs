@@ -181,6 +181,8 @@ pub struct Runtime {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Given {
+    /// The image, by id.
+    pub image: String,
     /// vCPUs.
     pub vcpus: u8,
     /// Memory, in MiB.

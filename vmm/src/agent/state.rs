@@ -266,6 +266,7 @@ impl State {
             Some(GivenVolume { id: known.id.clone(), read_only: wanted.read_only })
         };
         Given {
+            image: record.image.clone(),
             vcpus: record.spec.vcpus,
             memory_mib: record.spec.memory_mib,
             volumes: record.spec.volumes.iter().filter_map(volume).collect(),
@@ -393,6 +394,12 @@ impl VmEntry {
     pub fn size(&self) -> (u8, u64) {
         let spec = &self.record.spec;
         self.given().map_or((spec.vcpus, spec.memory_mib), |given| (given.vcpus, given.memory_mib))
+    }
+
+    /// Whether it is to have an image, or its incarnation has it until it ends.
+    #[must_use]
+    pub fn has_image(&self, id: &str) -> bool {
+        self.record.image == id || self.given().is_some_and(|given| given.image == id)
     }
 
     /// Interfaces that it is to have, and those that its incarnation has until it ends.

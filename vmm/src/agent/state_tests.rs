@@ -139,7 +139,7 @@ fn what_runs_counts_as_it_was_started_until_it_ends() {
     let mut state =
         state(Quota { vcpus: Some(4), memory_mib: Some(100), interfaces: Some(1), ..Quota::default() });
     add(&mut state, "a", spec(1, 10));
-    let given = Given { vcpus: 3, memory_mib: 90, volumes: Vec::new() };
+    let given = Given { vcpus: 3, memory_mib: 90, ..Given::default() };
     running(&mut state, "a", given, EgressClass::Isolated);
     let taken = state.vms[&(name("t"), name("a"))].taken();
     assert_eq!(taken, Taken { vcpus: 3, memory_mib: 90, interfaces: 1 });

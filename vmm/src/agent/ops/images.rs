@@ -35,7 +35,7 @@ impl Agent {
 
     fn view_of(&self, image: &Stored) -> Image {
         let id = image.id.as_str();
-        let used_by = self.state().vms.values().filter(|vm| vm.record.image == id).count() as u64;
+        let used_by = self.state().vms.values().filter(|vm| vm.has_image(id)).count() as u64;
         let digest = |blob: &super::super::images::BlobRef| format!("{PREFIX}{}", blob.sha256.as_str());
         let manifest = &image.manifest;
         Image {
@@ -145,19 +145,20 @@ impl Agent {
         Ok(op)
     }
 
-    /// Removes an image that no VM names.
+    /// Removes an image that no VM is to have, or has.
     ///
     /// # Errors
     /// [`DenialCode::NotFound`], [`DenialCode::InUse`].
     pub async fn delete_image(self: &Arc<Self>, asked: &str, requestor: &str) -> Result<(), Denial> {
         let _turn = self.admission.lock().await;
         let image = self.image(asked)?;
-        if let Some(vm) = self.state().vms.values().find(|vm| vm.record.image == image.id.as_str()) {
+        if let Some(vm) = self.state().vms.values().find(|vm| vm.has_image(image.id.as_str())) {
             let text = format!(
                 "image {} is used by VM {}/{}",
                 image.manifest.name, vm.record.tenant, vm.record.name
             );
-            return Err(Denial::new(DenialCode::InUse, text).hint("remove those VMs first"));
+            return Err(Denial::new(DenialCode::InUse, text)
+                .hint("remove that VM, or stop it if it is to have another image"));
         }
         let agent = Arc::clone(self);
         let (id, name) = (image.id.clone(), image.manifest.name.clone());

@@ -83,6 +83,29 @@ fn an_image_is_not_removed_while_a_vm_names_it() {
     nothing_is_left_over(&host);
 }
 
+#[test]
+fn an_image_is_not_removed_while_a_vm_runs_that_was_started_from_it() {
+    if !ready() {
+        return;
+    }
+    let host = Host::new();
+    host.run("vm", &spec("do=spin"));
+    let rootfs = host.dir().join("rootfs");
+    fs::write(&rootfs, [1; 4096]).unwrap();
+    let other = json!({ "name": "other", "kernel": super::super::guest(), "rootfs": rootfs });
+    host.done("POST", "/v1/images", &other);
+    host.put(&vm_path("t", "vm"), &json!({ "spec": spec_with("do=spin", &json!({ "image": "other" })) }));
+    assert_eq!(host.vm("vm")["status"]["state"], "running");
+    let (status, code, _) = host.refused("DELETE", "/v1/images/guest", &Value::Null);
+    assert_eq!((status, code.as_str()), (409, "in_use"));
+    for image in ["guest", "other"] {
+        assert_eq!(host.get(&format!("/v1/images/{image}"))["used_by"], 1, "{image}");
+    }
+    host.act("vm", "kill");
+    host.delete("/v1/images/guest");
+    nothing_is_left_over(&host);
+}
+
 fn file_of(host: &Host, volume: &str) -> std::path::PathBuf {
     let id = host.get(volume)["id"].as_str().unwrap().to_owned();
     host.state_dir().join(format!("volumes/tenants/t/{id}.raw"))
