@@ -50,6 +50,7 @@
 
 pub mod auth;
 mod bill;
+mod permit;
 mod reply;
 mod routes;
 mod server;

@@ -25,6 +25,7 @@ use super::super::audit::{Decision, Digest, Durability, Entry, Who};
 use super::super::core::{Agent, blocking, host_denial};
 use super::super::model::{Denial, DenialCode};
 use super::auth::{Caller, authorize, tenant_of};
+use super::permit::Permit;
 use super::routes;
 use crate::host::peer::Peer;
 
@@ -226,6 +227,13 @@ async fn audited(
                     }
                     let mut request = Request::from_parts(parts, Body::from(bytes));
                     request.extensions_mut().insert(caller.clone());
+                    request.extensions_mut().insert(Permit {
+                        agent: Arc::clone(&agent),
+                        caller: caller.clone(),
+                        method: method.clone(),
+                        path: path.clone(),
+                        query,
+                    });
                     (Some(digest), next.run(request).await, rule)
                 }
             }

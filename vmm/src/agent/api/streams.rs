@@ -12,7 +12,7 @@ use axum::body::{Body, Bytes};
 use axum::extract::{Query, Request, State};
 use axum::http::{HeaderValue, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
-use futures_util::stream;
+use futures_util::{StreamExt, stream};
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
 use serde::Deserialize;
@@ -24,6 +24,7 @@ use utoipa::{IntoParams, ToSchema};
 use super::super::core::{Agent, blocking, store_denial};
 use super::super::model::{Denial, DenialCode, Event, Name};
 use super::auth::Caller;
+use super::permit::Permit;
 use super::reply::{At, Params, Two};
 use super::server::Place;
 
@@ -154,6 +155,7 @@ pub(super) struct LogsQuery {
     responses((status = 200, body = String, content_type = "text/plain")))]
 pub(super) async fn logs(
     State(agent): State<Arc<Agent>>,
+    Extension(permit): Extension<Permit>,
     At(key): Two,
     Params(query): Params<LogsQuery>,
 ) -> Result<Response, Denial> {
@@ -168,13 +170,14 @@ pub(super) async fn logs(
             let (bytes, live) = blocking(move || console.attach(SHOWN_MAX).map_err(host)).await?;
             let begin = VecDeque::from([last_lines(&bytes, query.tail)]);
             let live = query.follow.then_some(live);
-            Body::from_stream(stream::unfold((begin, live), |(mut begin, mut live)| async move {
+            let said = stream::unfold((begin, live), |(mut begin, mut live)| async move {
                 if let Some(bytes) = begin.pop_front() {
                     return Some((Ok::<_, Infallible>(Bytes::from(bytes)), (begin, live)));
                 }
                 let bytes = heard(live.as_mut()?).await?;
                 Some((Ok(bytes), (begin, live)))
-            }))
+            });
+            Body::from_stream(said.take_until(Box::pin(permit.revoked())))
         }
         LogSource::Vmm => {
             let read = {
@@ -184,7 +187,7 @@ pub(super) async fn logs(
             let (bytes, at) = read;
             let begin = VecDeque::from([last_lines(&bytes, query.tail)]);
             let follow = query.follow.then_some((path, at));
-            Body::from_stream(stream::unfold((begin, follow), |(mut begin, mut follow)| async move {
+            let said = stream::unfold((begin, follow), |(mut begin, mut follow)| async move {
                 if let Some(bytes) = begin.pop_front() {
                     return Some((Ok::<_, io::Error>(Bytes::from(bytes)), (begin, follow)));
                 }
@@ -196,7 +199,8 @@ pub(super) async fn logs(
                     }
                     Err(error) => Some((Err(error), (begin, None))),
                 }
-            }))
+            });
+            Body::from_stream(said.take_until(Box::pin(permit.revoked())))
         }
     };
     Ok(text(body, "text/plain; charset=utf-8"))
@@ -281,6 +285,7 @@ pub(super) fn console_is_written(query: &str) -> bool {
 pub(super) async fn console(
     State(agent): State<Arc<Agent>>,
     Extension(place): Extension<Arc<Place>>,
+    Extension(permit): Extension<Permit>,
     At(key): Two,
     Params(query): Params<ConsoleQuery>,
     mut request: Request,
@@ -306,7 +311,10 @@ pub(super) async fn console(
     let (before, live) = blocking(move || reader.attach(history).map_err(host)).await?;
     let upgrade = hyper::upgrade::on(&mut request);
     tokio::spawn(async move {
-        attached(upgrade, before, live, input).await;
+        tokio::select! {
+            () = attached(upgrade, before, live, input) => {}
+            () = permit.revoked() => {}
+        }
         drop(token);
         // It was a connection to the end.
         drop(place);

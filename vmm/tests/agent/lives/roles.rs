@@ -1,5 +1,7 @@
 //! Who may do what: users by number, as the kernel tells them.
 
+use std::io::Read;
+
 use serde_json::{Value, json};
 
 use super::super::client::User;
@@ -109,6 +111,35 @@ fn a_writer_has_vms_of_their_own_and_is_named_as_who_asked() {
         (&record["who"]["uid"], &record["path"], &record["status"]),
         (&json!(READER.uid), &json!(path), &json!(403))
     );
+}
+
+#[test]
+fn who_loses_their_access_loses_their_console_and_logs_and_others_go_on() {
+    if !ready() {
+        return;
+    }
+    let host = host();
+    let path = |what: &str| format!("{}/{what}", vm_path("t", "vm"));
+    let console = |user: User| {
+        user.does(|| super::super::client::console(&host.socket(), &path("console?write=true&history=0")))
+    };
+    let mut logs =
+        WRITER.does(|| super::super::client::follow(&host.socket(), &path("logs?source=vmm&follow=true")));
+    let mut theirs = console(WRITER).unwrap();
+    let mut admins = super::super::client::console(&host.socket(), &path("console?history=0")).unwrap();
+    let tenant = host.get("/v1/tenants/t");
+    let access: Vec<Value> = tenant["access"].as_array().unwrap().clone();
+    let left: Vec<&Value> = access.iter().filter(|entry| entry["uid"] != WRITER.uid).collect();
+    assert_eq!(left.len() + 1, access.len(), "{tenant}");
+    host.put("/v1/tenants/t", &json!({ "access": left }));
+    let mut rest = Vec::new();
+    theirs.read_to_end(&mut rest).unwrap();
+    logs.read_to_end(&mut rest).unwrap();
+    // Who still may look on does, and the writer's place is free.
+    admins.get_mut().set_nonblocking(true).unwrap();
+    assert_eq!(admins.read(&mut [0]).unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
+    host.put("/v1/tenants/t", &json!({ "access": access }));
+    console(WRITER).unwrap();
 }
 
 #[test]
