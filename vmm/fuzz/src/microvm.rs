@@ -6,7 +6,7 @@ use vmm::api::{Asked, Method, Reply, route};
 use vmm::control::{
     Answer, Command, Configure, Denial, DriveChange, HostFiles, Outcome, State, Verdict, VmResources, admit,
 };
-use vmm::spec::{ConfigFile, TapSource, Version, VmConfig, VmInfo};
+use vmm::spec::{ConfigFile, Drive, TapSource, Version, VmConfig, VmInfo};
 
 /// A host with the files whose paths begin with a slash and the TAP devices whose names begin with "tap".
 pub struct Host;
@@ -30,12 +30,7 @@ impl HostFiles for Host {
         open(path, "/")
     }
 
-    fn open_drive(
-        &mut self,
-        path: &str,
-        _read_only: bool,
-        _replacing: Option<&String>,
-    ) -> io::Result<String> {
+    fn open_drive(&mut self, path: &str, _spec: &Drive, _replacing: Option<&String>) -> io::Result<String> {
         open(path, "/")
     }
 
@@ -88,7 +83,19 @@ impl MicroVm {
             Command::GetMachineConfig => {
                 return Ok(Outcome::MachineConfig(self.resources.machine().clone()));
             }
+            Command::Configure(Configure::Drive(spec)) if self.state != State::NotStarted => {
+                return self.resources.plug_drive(&mut Host, spec, |drive| apply(Some(&drive.file)));
+            }
+            Command::Configure(Configure::NetworkInterface(spec)) if self.state != State::NotStarted => {
+                return self
+                    .resources
+                    .plug_net(&mut Host, spec, |net| apply((net.tap == "tapbad").then_some("/bad")));
+            }
             Command::Configure(what) => return self.resources.configure(&mut Host, what),
+            Command::Unplug(what) => {
+                let place = self.resources.place_of(&what)?;
+                self.resources.remove(place);
+            }
             Command::Start => {
                 self.resources.boot()?;
                 self.state = State::Running;
