@@ -10,50 +10,37 @@
 //! ```
 
 use std::io;
-use std::num::NonZeroU16;
 use std::os::fd::{AsRawFd, RawFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
-use devices::limiter::{BucketSpec, LimiterSpec};
+use devices::limiter::LimiterSpec;
 use devices::serial::LIMIT_DEFAULT;
-use devices::virtio::block::{BlockOptions, Cache};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::config::{DriveEntry, HostFiles, NetEntry, VmResources, VsockEntry};
+use super::config::VmResources;
 use super::end::End;
+use super::files::Host;
 use super::lifecycle::{self, State, Verdict};
-use super::unplug::Pending;
+use super::planning::{bucket_spec, limiter_spec};
+use super::plug::Pending;
 use super::{Answer, Command, Configure, Denial, Envelope, Outcome};
-use crate::arch::x86_64::cpuid::Topology;
-use crate::boot::cmdline::Root;
 use crate::events::{EventKind, EventRing};
 use crate::host::console::Console;
-use crate::host::direct::Direct;
-use crate::host::disk::Disk;
 use crate::host::lent::Received;
-use crate::host::tap::Tap;
-use crate::host::vsock::{UnixHost, VsockSockets};
 use crate::machine::Machine;
 use crate::machine::devices::OnDeviceError;
 use crate::machine::ended::Reason;
-use crate::machine::plan::{DrivePlan, NetPlan, Plan, VsockPlan};
-use crate::machine::plug::Which;
 use crate::machine::slots::OnEject;
-use crate::mem::ram::Backing;
 use crate::metrics::Metrics;
-use crate::sandbox::descriptors::inherited;
 use crate::sandbox::seccomp::Seccomp;
 use crate::sandbox::seccomp::rules::Kind;
-use crate::spec::{
-    CacheType, ConfigFile, Drive, HugePages, InstanceId, IoEngine, MachineConfigPatch, RateLimiter,
-    TapSource, TokenBucket, VmInfo,
-};
+use crate::spec::{ConfigFile, InstanceId, IoEngine, MachineConfigPatch, RateLimiter, VmInfo};
 
 /// How often the metrics file gets a line.
 const METRICS_PERIOD: Duration = Duration::from_secs(60);
@@ -81,63 +68,6 @@ pub struct Options {
     pub seccomp: Seccomp,
 }
 
-/// Opens what the API names.
-#[derive(Default)]
-pub struct Host {
-    /// What came with the request that is being carried out.
-    received: Received,
-}
-
-impl HostFiles for Host {
-    type Kernel = std::fs::File;
-    type Initrd = std::fs::File;
-    type Drive = Disk;
-    type Tap = Tap;
-    type Vsock = Arc<VsockSockets>;
-
-    fn open_kernel(&mut self, path: &str) -> io::Result<Self::Kernel> {
-        match self.received.open(path)? {
-            Some(file) => crate::host::image(file),
-            None => crate::host::open_image(path.as_ref()),
-        }
-    }
-
-    fn open_initrd(&mut self, path: &str) -> io::Result<Self::Initrd> {
-        self.open_kernel(path)
-    }
-
-    fn open_drive(&mut self, path: &str, spec: &Drive, replacing: Option<&Disk>) -> io::Result<Disk> {
-        let file = match self.received.open(path)? {
-            Some(file) => file,
-            None => Disk::open_file(path.as_ref(), spec.read_only)?,
-        };
-        // Before the lock changes hands: whoever is refused keeps what it had.
-        let direct = spec.direct.then(|| Direct::of(&file)).transpose()?;
-        Ok(Disk::of(file, &path, spec.read_only, replacing)?.direct(direct))
-    }
-
-    fn open_tap(&mut self, source: TapSource<'_>, replacing: Option<&Tap>) -> io::Result<Tap> {
-        match source {
-            // The kernel lends a TAP device once: an interface that keeps its own goes on with the same descriptor.
-            TapSource::Name(name) => match replacing.filter(|tap| tap.name() == Some(name)) {
-                Some(tap) => Ok(tap.clone()),
-                None => match self.received.open(name)? {
-                    Some(file) => Tap::of(file),
-                    None => Tap::open(name),
-                },
-            },
-            TapSource::Fd(fd) => Tap::of(inherited(fd)?.into()),
-        }
-    }
-
-    fn open_vsock(&mut self, path: &str, replacing: Option<&Self::Vsock>) -> io::Result<Self::Vsock> {
-        match replacing.filter(|sockets| sockets.path() == Path::new(path)) {
-            Some(sockets) => Ok(Arc::clone(sockets)),
-            None => VsockSockets::bind(Path::new(path)).map(Arc::new),
-        }
-    }
-}
-
 /// What the driver shares with the rest of the process.
 pub struct Shared {
     /// What happened, for `GET /events`.
@@ -150,13 +80,13 @@ pub struct Shared {
 
 /// See the [module](self).
 pub struct Driver {
-    options: Options,
+    pub(super) options: Options,
     pub(super) shared: Shared,
     inbox: Receiver<Envelope>,
     signals: SignalFd,
     end: Arc<End>,
     state: State,
-    host: Host,
+    pub(super) host: Host,
     pub(super) resources: VmResources<Host>,
     console: Console,
     epoll: Epoll,
@@ -481,35 +411,6 @@ impl Driver {
         self.machine.as_ref().ok_or(Denial::BeforeStart)
     }
 
-    /// Adds a device to a guest that runs.
-    fn plug(&mut self, what: Configure) -> Answer {
-        let machine = self.machine.as_mut().ok_or(Denial::BeforeStart)?;
-        if !machine.has_slots() {
-            return Err(Denial::NoPci);
-        }
-        let (id, which, done) = match what {
-            Configure::Drive(spec) => {
-                let (id, which) = (spec.id.clone(), Which::Drive(self.resources.drives().len()));
-                let plug = |drive: &DriveEntry<Host>| {
-                    machine.plug_drive(drive_plan(drive)).map_err(|error| error.to_string())
-                };
-                (id, which, self.resources.plug_drive(&mut self.host, spec, plug))
-            }
-            Configure::NetworkInterface(spec) => {
-                let (id, which) = (spec.iface_id.clone(), Which::Net(self.resources.nets().len()));
-                let plug =
-                    |net: &NetEntry<Host>| machine.plug_net(net_plan(net)).map_err(|error| error.to_string());
-                (id, which, self.resources.plug_net(&mut self.host, spec, plug))
-            }
-            _ => return Err(Denial::AfterStart),
-        };
-        if done.is_ok() {
-            machine.register_metrics_of(which, &self.shared.metrics);
-            self.shared.events.push_about(EventKind::DeviceAdded, Some(&id), None);
-        }
-        done
-    }
-
     /// Builds the machine and lets it run. After an error everything is as it was, and may be configured and tried again.
     fn start(&mut self) -> Result<(), Denial> {
         let plan = self.plan()?;
@@ -545,105 +446,4 @@ impl Driver {
         self.take_input();
         Ok(())
     }
-
-    fn plan(&self) -> Result<Plan, Denial> {
-        let boot = self.resources.boot()?;
-        let clone = |file: &std::fs::File| {
-            file.try_clone().map_err(|e| Denial::Start(format!("a descriptor can't be duplicated: {e}")))
-        };
-        let config = self.resources.machine();
-        let mib = config.mem_size_mib;
-        let memory = (mib as u64).checked_mul(1 << 20);
-        Ok(Plan {
-            topology: Topology { vcpus: config.vcpu_count, threads_per_core: if config.smt { 2 } else { 1 } },
-            memory: memory.ok_or_else(|| {
-                Denial::Start(format!("Cannot create guest memory: {mib} MiB are more than can be addressed"))
-            })?,
-            backing: match config.huge_pages {
-                HugePages::Hugetlbfs2M => Backing::Huge2M,
-                HugePages::None if !self.options.transparent_huge_pages => Backing::Small,
-                HugePages::None | HugePages::Transparent => Backing::Transparent,
-            },
-            lock_memory: self.options.lock_memory,
-            seccomp: self.options.seccomp,
-            kernel: clone(&boot.kernel)?,
-            initrd: boot.initrd.as_ref().map(clone).transpose()?,
-            boot_args: boot.spec.boot_args_or_default().to_owned(),
-            root: self.resources.drives().first().and_then(root_of),
-            drives: self.resources.drives().iter().map(drive_plan).collect(),
-            nets: self.resources.nets().iter().map(net_plan).collect(),
-            entropy: self
-                .resources
-                .entropy()
-                .map(|entropy| entropy.rate_limiter.map_or_else(LimiterSpec::default, limiter_spec)),
-            vsock: self.resources.vsock().map(|vsock| self.vsock_plan(vsock)).transpose()?,
-            pci: self.options.pci,
-            boot_timer: self.options.boot_timer,
-        })
-    }
-}
-
-impl Driver {
-    fn vsock_plan(&self, vsock: &VsockEntry<Host>) -> Result<VsockPlan, Denial> {
-        let host = UnixHost::new(Arc::clone(&vsock.sockets), self.options.descriptors_max).map_err(|e| {
-            Denial::Start(format!("the socket device's host side can't wait for events: {e}"))
-        })?;
-        Ok(VsockPlan { guest_cid: vsock.spec.guest_cid, host })
-    }
-}
-
-fn root_of(drive: &DriveEntry<Host>) -> Option<Root> {
-    let spec = &drive.spec;
-    spec.root.then(|| Root {
-        device: spec
-            .partuuid
-            .as_ref()
-            .map_or_else(|| "/dev/vda".to_owned(), |uuid| format!("PARTUUID={uuid}")),
-        read_only: spec.read_only,
-    })
-}
-
-fn drive_plan(drive: &DriveEntry<Host>) -> DrivePlan {
-    let spec = &drive.spec;
-    DrivePlan {
-        id: spec.id.clone(),
-        disk: drive.file.clone().asynchronous(spec.engine == IoEngine::Async),
-        options: BlockOptions {
-            name: spec.id.clone(),
-            read_only: spec.read_only,
-            cache: match spec.cache {
-                CacheType::Unsafe => Cache::Unsafe,
-                CacheType::Writeback => Cache::Writeback,
-            },
-            serial: spec.serial.clone().unwrap_or_else(|| spec.id.clone()),
-            limits: spec.limiter.map_or_else(LimiterSpec::default, limiter_spec),
-            queues: NonZeroU16::MIN,
-        },
-        queues: spec.queues,
-    }
-}
-
-fn net_plan(net: &NetEntry<Host>) -> NetPlan {
-    let spec = &net.spec;
-    let limits = |limiter: Option<RateLimiter>| limiter.map_or_else(LimiterSpec::default, limiter_spec);
-    NetPlan {
-        id: spec.iface_id.clone(),
-        tap: net.tap.clone(),
-        mac: spec.guest_mac.map(|mac| mac.0),
-        mtu: spec.mtu,
-        rx_limits: limits(spec.rx_rate_limiter),
-        tx_limits: limits(spec.tx_rate_limiter),
-    }
-}
-
-fn bucket_spec(bucket: TokenBucket) -> BucketSpec {
-    BucketSpec {
-        size: bucket.size,
-        refill_time_ms: bucket.refill_time,
-        one_time_burst: bucket.one_time_burst.unwrap_or(0),
-    }
-}
-
-fn limiter_spec(limiter: RateLimiter) -> LimiterSpec {
-    LimiterSpec { bytes: limiter.bandwidth.map(bucket_spec), ops: limiter.ops.map(bucket_spec) }
 }

@@ -14,8 +14,10 @@ mod config;
 mod denial;
 pub mod driver;
 pub mod end;
+mod files;
 mod lifecycle;
-mod unplug;
+mod planning;
+mod plug;
 
 pub use command::{Answer, Command, CommandSender, Configure, Envelope, Outcome, ReplySlot, Unplug, channel};
 pub use config::{BootEntry, DriveChange, DriveEntry, HostFiles, NetEntry, VmResources, VsockEntry};

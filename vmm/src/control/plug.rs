@@ -1,9 +1,12 @@
-//! Devices that are to go while the guest runs: the guest is asked, and given time.
+//! Devices that come and go while the guest runs. For one to go the guest is asked, and given time.
 
 use std::time::{Duration, Instant};
 
+use super::config::{DriveEntry, NetEntry};
 use super::driver::Driver;
-use super::{Denial, Outcome, ReplySlot, Unplug};
+use super::files::Host;
+use super::planning::{drive_plan, net_plan};
+use super::{Answer, Configure, Denial, Outcome, ReplySlot, Unplug};
 use crate::events::EventKind;
 use crate::machine::plug::Which;
 use crate::machine::slots::Held;
@@ -22,6 +25,35 @@ pub(super) struct Pending {
 }
 
 impl Driver {
+    /// Adds a device to a guest that runs.
+    pub(super) fn plug(&mut self, what: Configure) -> Answer {
+        let machine = self.machine.as_mut().ok_or(Denial::BeforeStart)?;
+        if !machine.has_slots() {
+            return Err(Denial::NoPci);
+        }
+        let (id, which, done) = match what {
+            Configure::Drive(spec) => {
+                let (id, which) = (spec.id.clone(), Which::Drive(self.resources.drives().len()));
+                let plug = |drive: &DriveEntry<Host>| {
+                    machine.plug_drive(drive_plan(drive)).map_err(|error| error.to_string())
+                };
+                (id, which, self.resources.plug_drive(&mut self.host, spec, plug))
+            }
+            Configure::NetworkInterface(spec) => {
+                let (id, which) = (spec.iface_id.clone(), Which::Net(self.resources.nets().len()));
+                let plug =
+                    |net: &NetEntry<Host>| machine.plug_net(net_plan(net)).map_err(|error| error.to_string());
+                (id, which, self.resources.plug_net(&mut self.host, spec, plug))
+            }
+            _ => return Err(Denial::AfterStart),
+        };
+        if done.is_ok() {
+            machine.register_metrics_of(which, &self.shared.metrics);
+            self.shared.events.push_about(EventKind::DeviceAdded, Some(&id), None);
+        }
+        done
+    }
+
     /// Asks the guest to let go of a device; `reply` is answered by [`Driver::see_to_unplugs`], or now if that can't be done.
     pub(super) fn begin_unplug(&mut self, what: Unplug, reply: ReplySlot) {
         match self.ask_back(&what) {

@@ -1,0 +1,120 @@
+//! From what was configured to what is to be built: every file open, every number in the devices' units.
+
+use std::num::NonZeroU16;
+use std::sync::Arc;
+
+use devices::limiter::{BucketSpec, LimiterSpec};
+use devices::virtio::block::{BlockOptions, Cache};
+
+use super::Denial;
+use super::config::{DriveEntry, NetEntry, VsockEntry};
+use super::driver::Driver;
+use super::files::Host;
+use crate::arch::x86_64::cpuid::Topology;
+use crate::boot::cmdline::Root;
+use crate::host::vsock::UnixHost;
+use crate::machine::plan::{DrivePlan, NetPlan, Plan, VsockPlan};
+use crate::mem::ram::Backing;
+use crate::spec::{CacheType, HugePages, IoEngine, RateLimiter, TokenBucket};
+
+impl Driver {
+    /// What a machine is to be made of, by what was configured.
+    pub(super) fn plan(&self) -> Result<Plan, Denial> {
+        let boot = self.resources.boot()?;
+        let clone = |file: &std::fs::File| {
+            file.try_clone().map_err(|e| Denial::Start(format!("a descriptor can't be duplicated: {e}")))
+        };
+        let config = self.resources.machine();
+        let mib = config.mem_size_mib;
+        let memory = (mib as u64).checked_mul(1 << 20);
+        Ok(Plan {
+            topology: Topology { vcpus: config.vcpu_count, threads_per_core: if config.smt { 2 } else { 1 } },
+            memory: memory.ok_or_else(|| {
+                Denial::Start(format!("Cannot create guest memory: {mib} MiB are more than can be addressed"))
+            })?,
+            backing: match config.huge_pages {
+                HugePages::Hugetlbfs2M => Backing::Huge2M,
+                HugePages::None if !self.options.transparent_huge_pages => Backing::Small,
+                HugePages::None | HugePages::Transparent => Backing::Transparent,
+            },
+            lock_memory: self.options.lock_memory,
+            seccomp: self.options.seccomp,
+            kernel: clone(&boot.kernel)?,
+            initrd: boot.initrd.as_ref().map(clone).transpose()?,
+            boot_args: boot.spec.boot_args_or_default().to_owned(),
+            root: self.resources.drives().first().and_then(root_of),
+            drives: self.resources.drives().iter().map(drive_plan).collect(),
+            nets: self.resources.nets().iter().map(net_plan).collect(),
+            entropy: self
+                .resources
+                .entropy()
+                .map(|entropy| entropy.rate_limiter.map_or_else(LimiterSpec::default, limiter_spec)),
+            vsock: self.resources.vsock().map(|vsock| self.vsock_plan(vsock)).transpose()?,
+            pci: self.options.pci,
+            boot_timer: self.options.boot_timer,
+        })
+    }
+
+    fn vsock_plan(&self, vsock: &VsockEntry<Host>) -> Result<VsockPlan, Denial> {
+        let host = UnixHost::new(Arc::clone(&vsock.sockets), self.options.descriptors_max).map_err(|e| {
+            Denial::Start(format!("the socket device's host side can't wait for events: {e}"))
+        })?;
+        Ok(VsockPlan { guest_cid: vsock.spec.guest_cid, host })
+    }
+}
+
+fn root_of(drive: &DriveEntry<Host>) -> Option<Root> {
+    let spec = &drive.spec;
+    spec.root.then(|| Root {
+        device: spec
+            .partuuid
+            .as_ref()
+            .map_or_else(|| "/dev/vda".to_owned(), |uuid| format!("PARTUUID={uuid}")),
+        read_only: spec.read_only,
+    })
+}
+
+pub(super) fn drive_plan(drive: &DriveEntry<Host>) -> DrivePlan {
+    let spec = &drive.spec;
+    DrivePlan {
+        id: spec.id.clone(),
+        disk: drive.file.clone().asynchronous(spec.engine == IoEngine::Async),
+        options: BlockOptions {
+            name: spec.id.clone(),
+            read_only: spec.read_only,
+            cache: match spec.cache {
+                CacheType::Unsafe => Cache::Unsafe,
+                CacheType::Writeback => Cache::Writeback,
+            },
+            serial: spec.serial.clone().unwrap_or_else(|| spec.id.clone()),
+            limits: spec.limiter.map_or_else(LimiterSpec::default, limiter_spec),
+            queues: NonZeroU16::MIN,
+        },
+        queues: spec.queues,
+    }
+}
+
+pub(super) fn net_plan(net: &NetEntry<Host>) -> NetPlan {
+    let spec = &net.spec;
+    let limits = |limiter: Option<RateLimiter>| limiter.map_or_else(LimiterSpec::default, limiter_spec);
+    NetPlan {
+        id: spec.iface_id.clone(),
+        tap: net.tap.clone(),
+        mac: spec.guest_mac.map(|mac| mac.0),
+        mtu: spec.mtu,
+        rx_limits: limits(spec.rx_rate_limiter),
+        tx_limits: limits(spec.tx_rate_limiter),
+    }
+}
+
+pub(super) fn bucket_spec(bucket: TokenBucket) -> BucketSpec {
+    BucketSpec {
+        size: bucket.size,
+        refill_time_ms: bucket.refill_time,
+        one_time_burst: bucket.one_time_burst.unwrap_or(0),
+    }
+}
+
+pub(super) fn limiter_spec(limiter: RateLimiter) -> LimiterSpec {
+    LimiterSpec { bytes: limiter.bandwidth.map(bucket_spec), ops: limiter.ops.map(bucket_spec) }
+}
