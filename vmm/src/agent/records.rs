@@ -169,6 +169,8 @@ pub struct Runtime {
     pub interfaces: Vec<InterfaceRecord>,
     /// What else it was given; missing if an agent of before that was noted has started it.
     pub given: Option<Given>,
+    /// Volumes that could not be attached to it or detached from it, until its spec is put again.
+    pub refusals: Vec<Refusal>,
     /// Whether its vCPUs are to be taken as standing still.
     pub paused: bool,
     /// Whether this incarnation is to end and another to follow.
@@ -177,7 +179,7 @@ pub struct Runtime {
     pub kill: bool,
 }
 
-/// What an incarnation was given. It has that until it ends, whatever is wanted of its VM meanwhile.
+/// What an incarnation was given. It has that until it ends, whatever is wanted of its VM meanwhile; volumes come and go.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Given {
@@ -191,13 +193,43 @@ pub struct Given {
     pub volumes: Vec<GivenVolume>,
 }
 
-/// A volume that an incarnation was given.
+/// A volume that an incarnation has, or may have.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GivenVolume {
     /// Its id.
     pub id: String,
+    /// Its name; missing if an agent of before that was noted has given it.
+    #[serde(default)]
+    pub name: Option<Name>,
     /// Whether the guest may only read it.
     pub read_only: bool,
+    /// Whether it is the root file system.
+    #[serde(default)]
+    pub root: bool,
+    /// On its way into the guest that runs, or out of it: an intent.
+    #[serde(default)]
+    pub moving: Option<Moving>,
+}
+
+/// Where a volume is on its way to. An agent that starts asks the VMM what it has, and goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Moving {
+    /// It is being attached.
+    In,
+    /// It is being detached.
+    Out,
+}
+
+/// A volume that could not be attached or detached.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusal {
+    /// Its id.
+    pub volume: String,
+    /// Its name, as in [`GivenVolume`].
+    pub name: Option<Name>,
+    /// What was tried, and what came of it.
+    pub why: String,
 }
 
 /// When a VM was first started since it was last wanted so.

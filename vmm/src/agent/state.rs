@@ -12,6 +12,8 @@ use super::records::{
     Given, GivenVolume, HostRecord, InterfaceRecord, Phase, Runtime, SubnetRecord, TenantRecord, VmRecord,
     VolumeRecord, VolumeState,
 };
+use super::vms::decide::{Plug, plug};
+use super::vms::differ::{NEXT_START, volumes};
 use super::vms::live::Live;
 
 /// A tenant's thing, by name.
@@ -248,14 +250,23 @@ impl State {
         of_tenant(&self.vms, tenant).find(|(_, vm)| wider(vm)).map(|(name, _)| name.clone())
     }
 
-    /// VMs whose incarnation has a volume open, wanted or not, and how.
+    /// What is next to be done with the volumes of a VM that runs.
+    #[must_use]
+    pub fn plug(&self, vm: &VmEntry) -> Option<(Plug, GivenVolume)> {
+        let given = vm.given().filter(|_| vm.runtime.phase == Phase::Running)?;
+        let wanted = self.to_give(&vm.record);
+        let next = plug(&given.volumes, &wanted.volumes, &vm.runtime.refusals, vm.runtime.paused);
+        next.map(|(plug, volume)| (plug, volume.clone()))
+    }
+
+    /// VMs whose incarnation has a volume open or may have, wanted or not, and how.
     pub fn having<'a>(
         &'a self,
         tenant: &'a Name,
         volume: &'a Name,
         id: &'a str,
-    ) -> impl Iterator<Item = (&'a VmEntry, bool)> {
-        of_tenant(&self.vms, tenant).filter_map(move |(_, vm)| Some((vm, vm.reads_only(volume, id)?)))
+    ) -> impl Iterator<Item = (&'a VmEntry, GivenVolume)> {
+        of_tenant(&self.vms, tenant).filter_map(move |(_, vm)| Some((vm, vm.has(volume, id)?)))
     }
 
     /// What a new incarnation of a VM is given.
@@ -263,7 +274,7 @@ impl State {
     pub fn to_give(&self, record: &VmRecord) -> Given {
         let volume = |wanted: &VolumeAttachment| {
             let known = self.volumes.get(&(record.tenant.clone(), wanted.volume.clone()))?;
-            Some(GivenVolume { id: known.id.clone(), read_only: wanted.read_only })
+            Some(given_volume(&known.id, wanted))
         };
         Given {
             image: record.image.clone(),
@@ -373,6 +384,16 @@ fn capacity(what: &str, more: u64, used: u64, limit: u64) -> Result<(), Denial> 
     Err(Denial::new(DenialCode::CapacityExceeded, text).hint("place it elsewhere, or stop something"))
 }
 
+fn given_volume(id: &str, wanted: &VolumeAttachment) -> GivenVolume {
+    GivenVolume {
+        id: id.to_owned(),
+        name: Some(wanted.volume.clone()),
+        read_only: wanted.read_only,
+        root: wanted.root,
+        moving: None,
+    }
+}
+
 impl VmEntry {
     /// What its incarnation was given.
     fn given(&self) -> Option<&Given> {
@@ -409,16 +430,16 @@ impl VmEntry {
         wanted.iter().chain(had.filter(|had| wanted.iter().all(|wanted| wanted.tap != had.tap)))
     }
 
-    /// Whether its incarnation has a volume: if it may only read it.
-    fn reads_only(&self, volume: &Name, id: &str) -> Option<bool> {
+    /// How its incarnation has a volume.
+    fn has(&self, volume: &Name, id: &str) -> Option<GivenVolume> {
         if self.runtime.phase == Phase::Stopped {
             return None;
         }
         match self.given() {
-            Some(given) => given.volumes.iter().find(|has| has.id == id).map(|has| has.read_only),
+            Some(given) => given.volumes.iter().find(|has| has.id == id).cloned(),
             None => {
                 let wanted = self.record.spec.volumes.iter().find(|wanted| wanted.volume == *volume);
-                wanted.map(|wanted| wanted.read_only)
+                wanted.map(|wanted| given_volume(id, wanted))
             }
         }
     }
@@ -475,6 +496,8 @@ pub enum Activity {
     Starting,
     /// It has asked the guest to switch itself off.
     Stopping,
+    /// It attaches or detaches a volume, in these words.
+    Plugging(String),
     /// It waits before it starts it again.
     BackingOff,
     /// The process lives, and its API does not answer, in these words.
@@ -513,19 +536,20 @@ fn reason(record: &VmRecord, runtime: &Runtime, state: ActualState, activity: &A
             format!("its process lives and does not answer ({why}); nothing is done to it")
         }
         _ if runtime.reset => "it is being reset".to_owned(),
+        Activity::Plugging(what) if state == wanted => what.clone(),
         _ if state == wanted
             && runtime.observed_generation != record.generation
             && state != ActualState::Stopped =>
         {
-            "it was started with an older generation; what changed takes effect at its next start".to_owned()
+            NEXT_START.to_owned()
         }
-        _ if state == wanted => String::new(),
+        _ if state == wanted => volumes(record, runtime),
         Activity::Starting => "it is being started".to_owned(),
         Activity::Stopping => "its guest was asked to switch itself off".to_owned(),
         Activity::BackingOff => format!("it is started again soon; before, {}", ended()),
         Activity::Held(why) => (*why).to_owned(),
         Activity::Expired => "its time to live is over".to_owned(),
-        Activity::None => match (&runtime.failure, runtime.over) {
+        Activity::None | Activity::Plugging(_) => match (&runtime.failure, runtime.over) {
             (Some(failure), Some(_)) => format!("it could not be started: {failure}"),
             (_, Some(_)) => format!("it ended, and its restart policy leaves it at that: {}", ended()),
             _ => "its turn will come".to_owned(),

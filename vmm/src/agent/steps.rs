@@ -4,7 +4,7 @@
 //! N-th time). Other builds have no trace of this.
 
 /// All steps, in the order in which a VM's life passes them.
-pub const STEPS: [&str; 22] = [
+pub const STEPS: [&str; 28] = [
     "tenant.stored",
     "volume.intent",
     "volume.made",
@@ -20,6 +20,12 @@ pub const STEPS: [&str; 22] = [
     "start.configured",
     "start.started",
     "start.running",
+    "attach.intent",
+    "attach.handed",
+    "attach.stored",
+    "detach.intent",
+    "detach.gone",
+    "detach.stored",
     "stop.asked",
     "kill.done",
     "end.seen",

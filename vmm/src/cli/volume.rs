@@ -6,6 +6,7 @@ use super::args::things::Volume as Command;
 use super::args::values::Which;
 use super::confirm::{Answer, confirm};
 use super::error::Failure;
+use super::vm::settle;
 use super::{Context, operation};
 use crate::agent::model::{
     AttachRequest, DetachRequest, Vm, Volume, VolumeCreate, VolumeResize, VolumeSource,
@@ -39,15 +40,15 @@ pub(crate) async fn volume(context: &Context, command: Command) -> Result<(), Fa
             let body = VolumeCreate { size_mib: size.map(|size| size.0), from: source, preallocate: false };
             operation::begin(context, waiting, client.send(Method::PUT, &to, &body)).await
         }
-        Command::Attach { volume, vm, read_only } => {
+        Command::Attach { volume, vm, read_only, waiting } => {
             let path = format!("{}/attach", path(&volume.volume)?);
             let changed: Vm = client.send(Method::POST, &path, &AttachRequest { vm, read_only }).await?;
-            context.out.one(&changed)
+            settle(context, waiting, &changed, false).await
         }
-        Command::Detach { volume, vm } => {
+        Command::Detach { volume, vm, waiting } => {
             let path = format!("{}/detach", path(&volume.volume)?);
             let changed: Vm = client.send(Method::POST, &path, &DetachRequest { vm }).await?;
-            context.out.one(&changed)
+            settle(context, waiting, &changed, false).await
         }
         Command::Rm { volume, sure } => {
             let path = path(&volume.volume)?;

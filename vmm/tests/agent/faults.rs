@@ -18,22 +18,24 @@ use super::rig::{Died, Host, spec, spec_with, vm_path};
 
 const VM: &str = "/v1/tenants/life/vms/vm";
 const VOLUME: &str = "/v1/tenants/life/volumes/disk";
+const LATE: &str = "/v1/tenants/life/volumes/late";
 
 /// One request of a life. What was asked for once may be asked for again.
 type Request = fn(&Host) -> Result<(), Died>;
 
 /// A whole life: tenant, volume, VM; everything that can be done with them; their end.
-const LIFE: [(&str, Request); 12] = [
+const LIFE: [(&str, Request); 14] = [
     ("tenant", |host| made(host, "/v1/tenants/life", &json!({}))),
     ("volume", |host| {
-        if exists(host, VOLUME)? {
-            return Ok(());
+        for path in [VOLUME, LATE] {
+            if !exists(host, path)? {
+                done(host, "PUT", path, &json!({ "size_mib": 1 }))?;
+            }
         }
-        done(host, "PUT", VOLUME, &json!({ "size_mib": 1 }))
+        Ok(())
     }),
     ("create", |host| {
-        let spec = spec_with("do=capacity", &json!({ "volumes": [{ "volume": "disk" }] }));
-        made(host, VM, &json!({ "spec": spec }))?;
+        made(host, VM, &json!({ "spec": with_volumes(&["disk"]) }))?;
         state(host, "running")?;
         prints(host, "sectors 0x800\n")
     }),
@@ -41,6 +43,8 @@ const LIFE: [(&str, Request); 12] = [
         done(host, "PATCH", VOLUME, &json!({ "size_mib": 3 }))?;
         prints(host, "sectors 0x1800\n")
     }),
+    ("attach", |host| plugged(host, &["disk", "late"])),
+    ("detach", |host| plugged(host, &["disk"])),
     ("pause", |host| act(host, "pause", "paused")),
     ("resume", |host| act(host, "resume", "running")),
     ("reset", |host| act(host, "reset", "running")),
@@ -49,7 +53,7 @@ const LIFE: [(&str, Request); 12] = [
     ("kill", |host| act(host, "kill", "stopped")),
     ("start again", |host| act(host, "start", "running")),
     ("delete", |host| {
-        for path in [VM, VOLUME, "/v1/tenants/life"] {
+        for path in [VM, VOLUME, LATE, "/v1/tenants/life"] {
             let reply = host.attempt("DELETE", path, &Value::Null)?;
             match reply.status {
                 202 => over(host, &reply.json())?,
@@ -63,6 +67,26 @@ const LIFE: [(&str, Request); 12] = [
 fn made(host: &Host, path: &str, body: &Value) -> Result<(), Died> {
     let reply = host.attempt("PUT", path, body)?;
     assert!(matches!(reply.status, 200 | 201), "{path}: {}", reply.text());
+    Ok(())
+}
+
+fn with_volumes(names: &[&str]) -> Value {
+    let volumes: Vec<_> = names.iter().map(|name| json!({ "volume": name })).collect();
+    spec_with("do=capacity", &json!({ "volumes": volumes }))
+}
+
+/// Gives the running VM these volumes, and waits until its VMM has them.
+fn plugged(host: &Host, names: &[&str]) -> Result<(), Died> {
+    let reply = host.attempt("PUT", VM, &json!({ "spec": with_volumes(names) }))?;
+    assert_eq!(reply.status, 200, "{}", reply.text());
+    if let Some(id) = reply.json()["operation"].as_str() {
+        over(host, &json!({ "id": id }))?;
+    }
+    until(host, "volumes as wanted", |host| {
+        let status = host.attempt("GET", VM, &Value::Null)?.json()["status"].clone();
+        Ok(status["state"] == "running" && status["reason"] == "")
+    })?;
+    assert_eq!(host.drives_at(VM).len(), names.len());
     Ok(())
 }
 
@@ -170,7 +194,7 @@ fn live_and_die_at(step: &str) -> Vec<&'static str> {
         nothing_is_left_over(&host);
         let after = process_of_life(&host);
         // What was not asked to end has not ended.
-        if matches!(name, "resize" | "pause" | "resume") {
+        if matches!(name, "resize" | "attach" | "detach" | "pause" | "resume") {
             assert_eq!(before, after, "{step}, {name}");
         }
         // A guest that ran goes on in the process that was there, noted or not.
@@ -243,6 +267,10 @@ fn an_agent_that_dies_again_while_it_recovers_is_followed_by_one_that_puts_all_r
         ("start.spawned", "create", &["end.seen", "end.stored", "start.spawned"]),
         ("start.configured", "create", &["end.unplugged", "start.started"]),
         ("resize.intent", "resize", &["resize.done", "resize.told"]),
+        ("attach.intent", "attach", &["attach.intent", "attach.handed", "attach.stored"]),
+        ("attach.handed", "attach", &["attach.stored"]),
+        ("detach.intent", "detach", &["detach.intent", "detach.gone", "detach.stored"]),
+        ("detach.gone", "detach", &["detach.intent", "detach.stored"]),
         ("stop.asked", "stop", &["stop.asked", "kill.done", "end.stored"]),
         ("kill.done", "kill", &["end.seen", "end.unplugged", "end.stored"]),
         ("delete.intent", "delete", &["kill.done", "end.stored", "delete.files"]),

@@ -108,7 +108,7 @@ fn a_volume_is_as_large_as_it_is_counted_whoever_was_not_told() {
     host.done("PUT", volume, &json!({ "size_mib": 1 }));
     host.run("vm", &spec_with("do=spin", &json!({})));
     assert_eq!(host.ask("POST", &format!("{volume}/attach"), &json!({ "vm": "vm" })).status, 200);
-    // What runs does not have it yet: there is nobody to tell.
+    // Whether what runs has it by now or not.
     let view = host.over(&host.begin("PATCH", volume, &json!({ "size_mib": 8 })));
     let id = host.get(volume)["id"].as_str().unwrap().to_owned();
     let file = host.state_dir().join(format!("volumes/tenants/t/{id}.raw"));

@@ -298,6 +298,21 @@ impl Host {
         i32::try_from(self.vm(vm)["status"]["pid"].as_i64().unwrap()).unwrap()
     }
 
+    /// What the VMM of a VM of tenant `t` says of its drives.
+    pub fn drives(&self, vm: &str) -> Vec<Value> {
+        self.drives_at(&vm_path("t", vm))
+    }
+
+    /// The same of the VM at a path.
+    pub fn drives_at(&self, path: &str) -> Vec<Value> {
+        let vm = self.get(path);
+        let name = format!("{}-{}", vm["id"].as_str().unwrap(), vm["status"]["incarnation"]);
+        let socket = self.state_dir().join("jails/yun-vmm").join(name).join("root/run/firecracker.socket");
+        let reply = client::request(&socket, "GET", "/vm/config", "").unwrap();
+        assert_eq!(reply.status, 200, "{}", reply.text());
+        reply.json()["drives"].as_array().unwrap().clone()
+    }
+
     /// What the guest of a VM of tenant `t` has printed.
     pub fn console(&self, vm: &str) -> String {
         self.ask("GET", &format!("{}/logs?source=console", vm_path("t", vm)), &Value::Null).text()

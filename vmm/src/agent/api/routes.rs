@@ -415,7 +415,7 @@ async fn delete_volume(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Adds a volume to a VM's disks, from its next start on.
+/// Adds a volume to a VM's disks: at once if it runs.
 #[utoipa::path(post, path = "/v1/tenants/{tenant}/volumes/{volume}/attach", tag = "volumes",
     params(("tenant" = Name, Path), ("volume" = Name, Path)), request_body = AttachRequest,
     responses((status = 200, body = Vm)))]
@@ -428,7 +428,7 @@ async fn attach(
     Ok(Json(agent.attach(&key, request, false, &caller.requestor()).await?))
 }
 
-/// Takes a volume away from a VM's disks, from its next start on.
+/// Takes a volume away from a VM's disks: if it runs, as soon as its guest lets go of it; the VM's operation and reason say so.
 #[utoipa::path(post, path = "/v1/tenants/{tenant}/volumes/{volume}/detach", tag = "volumes",
     params(("tenant" = Name, Path), ("volume" = Name, Path)), request_body = DetachRequest,
     responses((status = 200, body = Vm)))]

@@ -142,7 +142,7 @@ pub struct VmSpec {
     /// Added to the image's command line of the kernel.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub kernel_args: String,
-    /// Its disks, after the image's root file system.
+    /// Its disks, after the image's root file system. One that a running VM is given comes after those that it has, until its next start.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub volumes: Vec<VolumeAttachment>,
     /// Its interfaces.
@@ -270,7 +270,7 @@ pub struct VmStatus {
     pub reason: String,
     /// Since when it does that.
     pub since: String,
-    /// Generation of the spec it was started with; of the present one, if it does not run.
+    /// Generation of the spec it was started with, or has taken up since; of the present one, if it does not run.
     pub observed_generation: u64,
     /// How often it was started; each start is an incarnation.
     pub incarnation: u64,

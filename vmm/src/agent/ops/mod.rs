@@ -6,6 +6,8 @@ mod tenants;
 mod vms;
 mod volumes;
 
+pub(super) use volumes::drive_id;
+
 use super::core::host_denial;
 use super::images::ImageError;
 use super::model::{Denial, DenialCode};

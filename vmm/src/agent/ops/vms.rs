@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, File};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,11 +12,12 @@ use super::super::core::{Agent, blocking};
 use super::super::events::Happened;
 use super::super::images::{Digest, ImageId};
 use super::super::model::{
-    Action, ActionRequest, ActualState, Denial, DenialCode, OperationKind, Power, Vm, VmPut, VmSpec,
+    Action, ActionRequest, ActualState, Denial, DenialCode, Name, OperationKind, Power, Vm, VmPut, VmSpec,
+    VolumeAttachment,
 };
 use super::super::operations::{About, Op, new_id};
 use super::super::progress::Work;
-use super::super::records::{Phase, Runtime, VmRecord, VolumeState};
+use super::super::records::{GivenVolume, Phase, Runtime, VmRecord, VolumeState};
 use super::super::seed::{self, Seed};
 use super::super::state::{Key, State, VmEntry};
 use super::super::steps::reached;
@@ -24,7 +26,7 @@ use super::super::vms::launch::{DiskPart, Parts};
 use super::super::vms::live::Live;
 use super::super::vms::supervise;
 use super::super::volumes::{VolumeError, VolumeKey};
-use super::volumes::drive_id;
+use super::volumes::{STILL_HAS, drive_id};
 use super::{image_denial, volume_denial};
 use crate::sandbox::jail::in_words;
 
@@ -137,12 +139,32 @@ fn check_among(state: &State, key: &Key, spec: &VmSpec) -> Result<(), Denial> {
                     .hint("several VMs may have a volume if all of them only read it"));
             }
         }
+        // What a guest has not let go of yet is nobody else's.
+        let mut having = state.having(&key.0, &attachment.volume, &record.id);
+        let other =
+            having.find(|(vm, had)| vm.record.name != key.1 && !(attachment.read_only && had.read_only));
+        if let Some((other, _)) = other {
+            let text = format!(
+                "volume {} is detached from VM {}, which runs and still has it",
+                attachment.volume, other.record.name
+            );
+            return Err(Denial::new(DenialCode::InUse, text).hint(STILL_HAS));
+        }
     }
     Ok(())
 }
 
-/// Whether a VM that runs as `old` has to be started again to be as `new`.
-fn needs_start(old: &VmSpec, new: &VmSpec) -> bool {
+/// Whether a guest that runs can be given `new` in the place of `old`: volumes come, at the end, and go.
+fn can_plug(old: &[VolumeAttachment], new: &[VolumeAttachment]) -> bool {
+    let is_in = |volumes: &[VolumeAttachment], name: &Name| volumes.iter().any(|v| v.volume == *name);
+    let kept = old.iter().filter(|volume| is_in(new, &volume.volume));
+    let as_before = new.iter().filter(|volume| is_in(old, &volume.volume));
+    let root = |volumes: &[VolumeAttachment]| volumes.iter().find(|volume| volume.root).cloned();
+    kept.eq(as_before) && root(old) == root(new)
+}
+
+/// Whether a VM that runs as `old` has to be started again to be as `new`. `plugs`: it is known which volumes it has.
+fn needs_start(old: &VmSpec, new: &VmSpec, plugs: bool) -> bool {
     // Everything that is taken up at once, made equal.
     let mut same = VmSpec {
         power: new.power,
@@ -155,6 +177,9 @@ fn needs_start(old: &VmSpec, new: &VmSpec) -> bool {
     };
     for (interface, wanted) in same.interfaces.iter_mut().zip(&new.interfaces) {
         interface.class = wanted.class;
+    }
+    if plugs && can_plug(&old.volumes, &new.volumes) {
+        same.volumes.clone_from(&new.volumes);
     }
     same != *new
 }
@@ -191,7 +216,8 @@ impl Agent {
             (Some((record, view)), given)
                 if record.spec == put.spec && given.is_none_or(|given| given == record.generation) =>
             {
-                return Ok((view.clone(), false));
+                let again = if dry_run { None } else { self.try_again(key, requestor).await? };
+                return Ok((again.unwrap_or_else(|| view.clone()), false));
             }
             (Some((record, _)), Some(given)) if given <= record.generation => {
                 let text = format!("generation {given} is stale: the present one is {}", record.generation);
@@ -245,7 +271,10 @@ impl Agent {
             tenant: Some(key.0.clone()),
             target: key.1.to_string(),
             unit: "steps",
-            cancellable: true,
+            // To cancel it is to have the VM stopped: not what anyone wants of a change to one that runs.
+            cancellable: !before.as_ref().is_some_and(|(_, view)| {
+                matches!(view.status.state, ActualState::Running | ActualState::Paused | ActualState::Unknown)
+            }) || record.spec.power == Power::Stopped,
             requestor: requestor.to_owned(),
         })?;
         let changed = match self.change_classes(key, &record.interfaces).await {
@@ -255,7 +284,7 @@ impl Agent {
                 return Err(denial);
             }
         };
-        match self.store_vm(key, record, |_| (), requestor).await {
+        match self.store_vm(key, record, |runtime| runtime.refusals.clear(), requestor).await {
             Ok(_) => {
                 let state = self.state();
                 let vm = state.vm(key)?;
@@ -271,6 +300,34 @@ impl Agent {
                 Err(denial)
             }
         }
+    }
+
+    /// Has what a running guest refused tried again, if there is anything. Under the admission lock.
+    async fn try_again(self: &Arc<Self>, key: &Key, requestor: &str) -> Result<Option<Vm>, Denial> {
+        let record = {
+            let state = self.state();
+            let vm = state.vm(key)?;
+            if vm.runtime.refusals.is_empty() {
+                return Ok(None);
+            }
+            vm.record.clone()
+        };
+        let op = self.operations.begin(About {
+            kind: OperationKind::VmReconcile,
+            tenant: Some(key.0.clone()),
+            target: key.1.to_string(),
+            unit: "steps",
+            cancellable: false,
+            requestor: requestor.to_owned(),
+        })?;
+        if let Err(denial) = self.store_vm(key, record, |runtime| runtime.refusals.clear(), requestor).await {
+            op.end(Err(denial.clone()));
+            return Err(denial);
+        }
+        let state = self.state();
+        let vm = state.vm(key)?;
+        vm.live.begin(op);
+        Ok(Some(vm.view()))
     }
 
     /// Stores a VM's record, and sets its task to work. Under the admission lock.
@@ -297,7 +354,7 @@ impl Agent {
             if let Some(runtime) = &mut changed {
                 // What is taken up at once makes no incarnation older.
                 if runtime.observed_generation == before.generation
-                    && !needs_start(&before.spec, &record.spec)
+                    && !needs_start(&before.spec, &record.spec, runtime.given.is_some())
                 {
                     runtime.observed_generation = record.generation;
                 }
@@ -562,6 +619,24 @@ impl Agent {
                 opened => return opened,
             }
         }
+    }
+
+    /// Opens a volume for a VM that runs.
+    ///
+    /// # Errors
+    /// What the host says; [`DenialCode::InUse`].
+    pub(in super::super) async fn open_late(
+        self: &Arc<Self>,
+        tenant: &Name,
+        volume: &GivenVolume,
+    ) -> Result<OwnedFd, Denial> {
+        let key = VolumeKey::new(tenant.as_str(), &volume.id).map_err(|e| Denial::host(e.to_string()))?;
+        let (agent, read_only) = (Arc::clone(self), volume.read_only);
+        blocking(move || {
+            let file = agent.open_volume(&key, read_only).map_err(|error| volume_denial(&error))?;
+            Ok(file.into())
+        })
+        .await
     }
 
     fn open_parts(&self, record: &VmRecord) -> Result<Parts, Denial> {

@@ -12,15 +12,18 @@ use super::super::model::{
     VolumeSource,
 };
 use super::super::operations::{About, Op, new_id};
-use super::super::records::{Phase, VolumeRecord, VolumeState};
+use super::super::records::{GivenVolume, Phase, VolumeRecord, VolumeState};
 use super::super::state::{Key, MIB};
 use super::super::steps::reached;
 use super::super::store::{Batch, Table};
-use super::super::vms::client::VmmClient;
+use super::super::vms::client::{VmmClient, VmmError};
 use super::super::vms::launch::jail_dir;
 use super::super::volumes::{Allocation, Shrink, Source, VolumeError};
 use super::{image_denial, volume_denial};
 use crate::sandbox::jail::in_words;
+
+/// What to do about a VM that has a volume which it is not to have any more.
+pub(super) const STILL_HAS: &str = "wait until its guest has let go of it, or stop it";
 
 /// What a new volume begins as.
 enum Begins {
@@ -30,7 +33,7 @@ enum Begins {
 }
 
 /// A volume's id for a VMM: the same whatever else the VM has.
-pub(super) fn drive_id(volume_id: &str) -> String {
+pub(in super::super) fn drive_id(volume_id: &str) -> String {
     volume_id.replace('-', "_")
 }
 
@@ -216,11 +219,11 @@ impl Agent {
             }
             if let Some((vm, _)) = state.having(&key.0, &key.1, &record.id).next() {
                 let text = format!(
-                    "volume {} is detached from VM {}, which runs and has it until it ends",
+                    "volume {} is detached from VM {}, which runs and still has it",
                     key_of(key),
                     vm.record.name
                 );
-                return Err(Denial::new(DenialCode::InUse, text).hint("stop that first"));
+                return Err(Denial::new(DenialCode::InUse, text).hint(STILL_HAS));
             }
             if record.state != VolumeState::Ready {
                 let text = format!("volume {} is not ready: something is being done to it", key_of(key));
@@ -339,32 +342,34 @@ impl Agent {
 
     /// Gives a running VM's drive its own file again, which makes the VMM look at its size.
     async fn tell_of_size(self: &Arc<Self>, key: &Key, record: &VolumeRecord) -> Result<(), Denial> {
-        let running: Vec<(VmmClient, bool)> = {
+        let running: Vec<(VmmClient, GivenVolume)> = {
             let state = self.state();
             let having = state.having(&key.0, &key.1, &record.id);
             having
                 .filter(|(vm, _)| vm.runtime.phase == Phase::Running)
-                .map(|(vm, read_only)| {
+                .map(|(vm, had)| {
                     let jails = self.config.jails();
                     let id = vm.record.incarnation(vm.runtime.incarnation);
                     let socket = jail_dir(&jails, &self.config.vmm, &id).join("root/run/firecracker.socket");
-                    (VmmClient::new(socket, self.config.vmm_timeout), read_only)
+                    (VmmClient::new(socket, self.config.vmm_timeout), had)
                 })
                 .collect()
         };
-        for (client, read_only) in running {
+        for (client, had) in running {
             let path = self.volumes.path(&self.volume_key(key, &record.id)?);
-            let file = std::fs::OpenOptions::new().read(true).write(!read_only).open(&path);
+            let file = std::fs::OpenOptions::new().read(true).write(!had.read_only).open(&path);
             let file: OwnedFd =
                 file.map_err(|error| Denial::host(format!("can't open {}: {error}", path.display())))?.into();
             let drive = drive_id(&record.id);
             let body = serde_json::json!({ "drive_id": drive, "path_on_host": "received:0" });
-            if let Err(error) = client.patch(&format!("/drives/{drive}"), &body, vec![file]).await {
-                return Err(Denial::host(format!(
-                    "the volume has grown, and its VM was not told: {}",
-                    in_words(&error)
-                ))
-                .hint("the guest sees the new size at its next start"));
+            match client.patch(&format!("/drives/{drive}"), &body, vec![file]).await {
+                Ok(()) => {}
+                // It does not have it yet, and sees the new size when it gets it; or not any more.
+                Err(VmmError::Refused { .. }) if had.moving.is_some() => {}
+                Err(error) => {
+                    let text = format!("the volume has grown, and its VM was not told: {}", in_words(&error));
+                    return Err(Denial::host(text).hint("the guest sees the new size at its next start"));
+                }
             }
         }
         Ok(())
@@ -381,7 +386,7 @@ impl Agent {
         self.state().volume_view(key, usage.map_or(0, |usage| usage.allocated_bytes))
     }
 
-    /// Adds a volume to a VM's disks, or takes it away: from its next start on.
+    /// Adds a volume to a VM's disks, or takes it away; what was refused by a running guest is tried again.
     ///
     /// # Errors
     /// [`DenialCode::NotFound`], [`DenialCode::State`], and what [`Agent::put_vm`] refuses.
@@ -393,14 +398,17 @@ impl Agent {
         requestor: &str,
     ) -> Result<Vm, Denial> {
         let vm_key = (key.0.clone(), request.vm);
-        let (mut spec, generation) = {
+        let (mut spec, mut generation, refused) = {
             let state = self.state();
             state.volume(key)?;
             let vm = state.vm(&vm_key)?;
-            (vm.record.spec.clone(), vm.record.generation)
+            let refused = vm.runtime.refusals.iter().any(|refusal| refusal.name.as_ref() == Some(&key.1));
+            (vm.record.spec.clone(), vm.record.generation, refused)
         };
         let position = spec.volumes.iter().position(|volume| volume.volume == key.1);
         match (detach, position) {
+            // The same once more.
+            (true, None) | (false, Some(_)) if refused => generation -= 1,
             (true, None) | (false, Some(_)) => {
                 let is = if detach { "is not attached" } else { "is attached already" };
                 return Err(Denial::new(

@@ -22,6 +22,9 @@ use tokio::time::timeout;
 /// Largest answer that is read, in bytes: a VMM is not trusted.
 const ANSWER_LEN_MAX: usize = 1 << 20;
 
+/// How long a VMM gives a guest to let go of a device.
+const LETTING_GO: Duration = Duration::from_secs(10);
+
 /// Why a VMM did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum VmmError {
@@ -74,6 +77,16 @@ pub struct Info {
     pub state: String,
 }
 
+#[derive(Deserialize)]
+struct Config {
+    drives: Vec<ConfigDrive>,
+}
+
+#[derive(Deserialize)]
+struct ConfigDrive {
+    drive_id: String,
+}
+
 impl VmmClient {
     /// A client of the VMM that listens on `socket`, each of whose requests may take `within`.
     #[must_use]
@@ -106,6 +119,38 @@ impl VmmClient {
     /// [`VmmError`].
     pub async fn put(&self, path: &str, body: &Value) -> Result<(), VmmError> {
         self.request(Method::PUT, path, Some(body), Vec::new()).await.map(drop)
+    }
+
+    /// `PUT`, with open files that the body calls `received:0` and so on.
+    ///
+    /// # Errors
+    /// [`VmmError`].
+    pub async fn put_with(&self, path: &str, body: &Value, files: Vec<OwnedFd>) -> Result<(), VmmError> {
+        self.request(Method::PUT, path, Some(body), files).await.map(drop)
+    }
+
+    /// `DELETE` of a device: answered when the guest has let go of it, or has not within [`LETTING_GO`].
+    ///
+    /// # Errors
+    /// [`VmmError`].
+    pub async fn delete(&self, path: &str) -> Result<(), VmmError> {
+        let patient = Self { within: self.within + LETTING_GO, ..self.clone() };
+        patient.request(Method::DELETE, path, None, Vec::new()).await.map(drop)
+    }
+
+    /// Ids of its drives: of `GET /vm/config` the part that matters.
+    ///
+    /// # Errors
+    /// [`VmmError`].
+    pub async fn drives(&self) -> Result<Vec<String>, VmmError> {
+        const PATH: &str = "/vm/config";
+        let text = self.get(PATH).await?;
+        let config: Config = serde_json::from_str(&text).map_err(|error| VmmError::Broken {
+            method: Method::GET,
+            path: PATH.to_owned(),
+            why: error.to_string(),
+        })?;
+        Ok(config.drives.into_iter().map(|drive| drive.drive_id).collect())
     }
 
     /// `PUT /actions`.

@@ -3,8 +3,10 @@
 pub mod client;
 pub mod console;
 pub mod decide;
+pub mod differ;
 pub mod launch;
 pub mod live;
+mod plug;
 pub mod process;
 pub mod supervise;
 

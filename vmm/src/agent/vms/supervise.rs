@@ -19,7 +19,7 @@ use super::super::clock;
 use super::super::core::{AGENT, Agent};
 use super::super::events::Happened;
 use super::super::metering::End;
-use super::super::model::{Denial, DenialCode, Ended, Power};
+use super::super::model::{Denial, DenialCode, Ended, OperationKind, Power};
 use super::super::records::{FirstStart, Phase, ProcessId, Runtime, VmRecord};
 use super::super::state::{Activity, Key};
 use super::super::steps::reached;
@@ -44,10 +44,10 @@ const STORE_AGAIN: Duration = Duration::from_secs(1);
 /// A process found or made.
 #[derive(Debug)]
 pub struct Incarnation {
-    handle: Handle,
+    pub(super) handle: Handle,
     /// If it is this process's child.
     child: Option<Child>,
-    client: VmmClient,
+    pub(super) client: VmmClient,
     pump: JoinHandle<()>,
 }
 
@@ -61,18 +61,19 @@ impl Drop for Incarnation {
 #[derive(Debug, Default)]
 pub struct Found(Option<Incarnation>);
 
-struct Task {
-    agent: Arc<Agent>,
-    key: Key,
-    id: String,
-    live: Arc<Live>,
-    incarnation: Option<Incarnation>,
+/// One VM's task.
+pub(super) struct Task {
+    pub(super) agent: Arc<Agent>,
+    pub(super) key: Key,
+    pub(super) id: String,
+    pub(super) live: Arc<Live>,
+    pub(super) incarnation: Option<Incarnation>,
     backoff_until: Option<Instant>,
     /// It was this task that ended the process.
     was_ended: bool,
 }
 
-fn happened(key: &Key, kind: &'static str, detail: impl Into<String>) -> Happened {
+pub(super) fn happened(key: &Key, kind: &'static str, detail: impl Into<String>) -> Happened {
     Happened {
         kind,
         tenant: Some(key.0.clone()),
@@ -130,7 +131,7 @@ impl Task {
     }
 
     /// Changes what is stored of what is, and tells what happened. Tried until the store takes it: what is true stays true.
-    async fn save(&self, change: impl Fn(&mut Runtime), happened: Option<Happened>) {
+    pub(super) async fn save(&self, change: impl Fn(&mut Runtime), happened: Option<Happened>) {
         let _turn = self.live.saving.lock().await;
         loop {
             let Some(mut runtime) = self.runtime() else { return };
@@ -254,7 +255,7 @@ impl Task {
     }
 
     /// What is known, and when that changes by itself.
-    fn facts(&self) -> Option<(Facts, Option<Instant>)> {
+    pub(super) fn facts(&self) -> Option<(Facts, Option<Instant>)> {
         let state = self.agent.state();
         let vm = state.vms.get(&self.key)?;
         let (record, runtime) = (&vm.record, &vm.runtime);
@@ -282,6 +283,7 @@ impl Task {
             reset: runtime.reset,
             kill: runtime.kill,
             backing_off: backoff.is_some(),
+            plug: state.plug(vm).map(|(plug, _)| plug),
         };
         let later = expiry
             .filter(|left| *left > 0)
@@ -298,6 +300,7 @@ impl Task {
                 Step::Kill => self.kill().await,
                 Step::Pause => self.set_paused(true).await,
                 Step::Resume => self.set_paused(false).await,
+                Step::Plug => self.plug().await,
                 Step::Remove => {
                     if self.remove().await {
                         return;
@@ -344,9 +347,14 @@ impl Task {
             return;
         }
         let Some(op) = self.live.take_operation() else { return };
-        let failure = self.runtime().and_then(|runtime| runtime.failure);
-        op.end(match failure.filter(|_| facts.over && facts.power != Power::Stopped) {
+        let runtime = self.runtime().unwrap_or_default();
+        let changes = op.about().kind == OperationKind::VmReconcile;
+        op.end(match runtime.failure.filter(|_| facts.over && facts.power != Power::Stopped) {
             Some(failure) => Err(Denial::host(failure)),
+            None if changes && !runtime.refusals.is_empty() => {
+                let why: Vec<_> = runtime.refusals.into_iter().map(|refusal| refusal.why).collect();
+                Err(Denial::new(DenialCode::State, why.join("; ")))
+            }
             None if facts.held && facts.power != Power::Stopped => {
                 Err(Denial::new(DenialCode::Unavailable, "the host is being drained or shut down"))
             }
@@ -533,7 +541,7 @@ impl Task {
     }
 
     /// After something failed: not again at once, unless something changes.
-    async fn pause_for_a_while(&mut self) {
+    pub(super) async fn pause_for_a_while(&mut self) {
         let live = Arc::clone(&self.live);
         tokio::select! {
             () = live.changed.notified() => {}
@@ -545,7 +553,7 @@ impl Task {
     }
 
     /// It should have a process, and nobody knows whether it has: looked for again.
-    async fn lost(&mut self) {
+    pub(super) async fn lost(&mut self) {
         self.find().await;
         if self.incarnation.is_none() && self.runtime().is_some_and(|r| r.phase != Phase::Stopped) {
             self.pause_for_a_while().await;
@@ -612,7 +620,7 @@ impl Task {
         }
     }
 
-    async fn ended_by_itself(&mut self) {
+    pub(super) async fn ended_by_itself(&mut self) {
         self.ended(None, true).await;
     }
 
@@ -683,6 +691,7 @@ impl Task {
                 runtime.process = None;
                 runtime.interfaces.clear();
                 runtime.given = None;
+                runtime.refusals.clear();
                 runtime.paused = false;
                 runtime.since = clock::now();
                 runtime.started_at = None;

@@ -113,7 +113,7 @@ pub enum Volume {
         #[command(flatten)]
         waiting: Waiting,
     },
-    /// Put a volume among a VM's disks
+    /// Put a volume among a VM's disks, also while it runs
     Attach {
         #[allow(missing_docs)]
         #[command(flatten)]
@@ -123,14 +123,20 @@ pub enum Volume {
         /// The guest may only read it
         #[arg(long)]
         read_only: bool,
+        #[allow(missing_docs)]
+        #[command(flatten)]
+        waiting: Waiting,
     },
-    /// Take a volume from a VM's disks
+    /// Take a volume from a VM's disks; a guest that runs has to let go of it
     Detach {
         #[allow(missing_docs)]
         #[command(flatten)]
         volume: VolumeName,
         /// The VM, of the same tenant
         vm: Name,
+        #[allow(missing_docs)]
+        #[command(flatten)]
+        waiting: Waiting,
     },
     /// Remove a volume, and what is on it
     Rm {

@@ -217,13 +217,16 @@ fn a_volume_that_a_vm_still_writes_to_is_neither_copied_nor_given_to_another() {
         host.over(&host.begin("PUT", "/v1/tenants/t/volumes/copy", &json!({ "from": { "volume": "d" } })));
     assert_eq!((&view["state"], &view["error"]["code"]), (&json!("failed"), &json!("in_use")), "{view}");
     assert_eq!(host.ask("GET", "/v1/tenants/t/volumes/copy", &Value::Null).status, 404);
-    // It is wanted by another from now on, and the one that runs has it open.
+    // It is wanted no more, and the one that runs has it open.
     assert_eq!(host.ask("POST", &format!("{VOLUME}/detach"), &json!({ "vm": "one" })).status, 200);
-    host.put(
-        &vm_path("t", "two"),
-        &json!({ "spec": spec_with("do=capacity", &json!({ "volumes": [{ "volume": "d" }] })) }),
+    let two = json!({ "spec": spec_with("do=capacity", &json!({ "volumes": [{ "volume": "d" }] })) });
+    let (status, code, text) = host.refused("PUT", &vm_path("t", "two"), &two);
+    assert_eq!(
+        (status, code.as_str(), text.as_str()),
+        (409, "in_use", "volume d is detached from VM one, which runs and still has it")
     );
-    let two = host.becomes("two", "failed");
-    assert!(two["status"]["reason"].as_str().unwrap().contains("is in use"), "{two}");
     assert_eq!(host.vm("one")["status"]["state"], "running");
+    host.act("one", "kill");
+    host.put(&vm_path("t", "two"), &two);
+    host.prints("two", "sectors 0x800\n");
 }

@@ -8,6 +8,7 @@
 //! | [`streams`] | consoles, logs, events |
 //! | [`ledgers`] | usage and audit |
 //! | [`files`] | images and volumes |
+//! | [`plugs`] | volumes that come and go while the guest runs |
 //! | [`hosts`] | capacity, drain, shutdown, reboot, leftovers |
 //! | [`roles`] | who may do what |
 
@@ -16,6 +17,7 @@ mod files;
 mod hosts;
 mod ledgers;
 mod operations;
+mod plugs;
 mod power;
 mod roles;
 mod streams;
