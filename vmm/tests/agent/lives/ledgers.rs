@@ -4,14 +4,30 @@ use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
 use vmm::agent::audit;
-use vmm::agent::usage::Meter;
 use vmm::agent::usage::focus::COLUMNS;
+use vmm::agent::usage::{Meter, Record};
 use vmm::agent::vms::process::cpu_ns;
 
 use super::super::common::eventually;
 use super::super::order::{audit_is_whole, sum, usage, usage_adds_up};
 use super::super::ready;
 use super::super::rig::{Host, spec, spec_with, vm_path};
+
+/// Ends the agent: its records of the VM that goes on as this process, and how long they are together, in nanoseconds. They have
+/// the CPU time that the process has used, and its memory all the time.
+fn bill(host: &Host, pid: i32) -> (Vec<Record>, u64) {
+    let before = cpu_ns(pid, "yun_vcpu").unwrap();
+    host.terminate();
+    let after = cpu_ns(pid, "yun_vcpu").unwrap();
+    let mut usage = usage_adds_up(host);
+    let name = usage.keys().find(|name| name.starts_with("vm-")).unwrap().clone();
+    let records = usage.remove(&name).unwrap();
+    let used = sum(&records, &Meter::VcpuNs);
+    assert!((u128::from(before)..=u128::from(after)).contains(&used), "{before} {used} {after}");
+    let durations = records.iter().map(|record| record.duration_ns).sum();
+    assert_eq!(sum(&records, &Meter::MemMibNs), u128::from(durations) * 32);
+    (records, durations)
+}
 
 #[test]
 fn usage_has_no_gap_and_no_double_count_over_deaths_of_the_agent_at_any_time() {
@@ -27,17 +43,9 @@ fn usage_has_no_gap_and_no_double_count_over_deaths_of_the_agent_at_any_time() {
         host.kill9();
         host.start();
     }
-    let before = cpu_ns(pid, "yun_vcpu").unwrap();
-    host.terminate();
-    let after = cpu_ns(pid, "yun_vcpu").unwrap();
-    let usage = usage_adds_up(&host);
-    let (_, records) = usage.iter().find(|(name, _)| name.starts_with("vm-")).unwrap();
-    let used = sum(records, &Meter::VcpuNs);
-    assert!((u128::from(before)..=u128::from(after)).contains(&used), "{before} {used} {after}");
+    let (records, durations) = bill(&host, pid);
     let (begin, end) = (records[0].start_ns, records.last().unwrap().end_ns);
-    let durations: u64 = records.iter().map(|record| record.duration_ns).sum();
     assert!(durations.abs_diff(end - begin) < 200_000_000, "{durations} of {}", end - begin);
-    assert_eq!(sum(records, &Meter::MemMibNs), u128::from(durations) * 32);
 }
 
 #[test]
@@ -59,16 +67,8 @@ fn usage_adds_up_and_nothing_ends_early_when_the_clock_is_set_back_by_a_day() {
         eventually("a record", || (rows() > before).then_some(()));
     }
     assert_eq!(host.vm_pid("vm"), pid);
-    let before = cpu_ns(pid, "yun_vcpu").unwrap();
-    host.terminate();
-    let after = cpu_ns(pid, "yun_vcpu").unwrap();
-    let usage = usage_adds_up(&host);
-    let (_, records) = usage.iter().find(|(name, _)| name.starts_with("vm-")).unwrap();
-    let used = sum(records, &Meter::VcpuNs);
-    assert!((u128::from(before)..=u128::from(after)).contains(&used), "{before} {used} {after}");
-    let durations: u64 = records.iter().map(|record| record.duration_ns).sum();
+    let (_, durations) = bill(&host, pid);
     assert!(durations < 600_000_000_000, "a day is paid for that nobody had: {durations}");
-    assert_eq!(sum(records, &Meter::MemMibNs), u128::from(durations) * 32);
 }
 
 #[test]
