@@ -57,3 +57,71 @@ fn of_missing(wanted: &VolumeAttachment, runtime: &Runtime) -> String {
         None => format!("volume {name} is attached soon"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::model::Name;
+    use super::super::super::records::{Given, Refusal};
+    use super::*;
+
+    fn name(text: &str) -> Name {
+        Name::parse(text).unwrap()
+    }
+
+    /// Of a VM with these volumes, how `wanted` differs.
+    fn said(wanted: &serde_json::Value, given: Vec<GivenVolume>, paused: bool, refused: &[&str]) -> String {
+        let record = serde_json::json!({
+            "tenant": "t", "name": "vm", "id": "vm-1", "generation": 2, "image": "", "slot": 0, "created_at": "",
+            "spec": { "image": "i", "volumes": wanted },
+        });
+        let refusals = refused.iter().map(|volume| Refusal {
+            volume: format!("vol-{volume}"),
+            name: Some(name(volume)),
+            why: format!("{volume} was refused"),
+        });
+        let runtime = Runtime {
+            phase: Phase::Running,
+            given: Some(Given { volumes: given, ..Given::default() }),
+            refusals: refusals.collect(),
+            paused,
+            ..Runtime::default()
+        };
+        volumes(&serde_json::from_value(record).unwrap(), &runtime)
+    }
+
+    fn has(volume: &str) -> GivenVolume {
+        GivenVolume {
+            id: format!("vol-{volume}"),
+            name: Some(name(volume)),
+            read_only: false,
+            root: false,
+            moving: None,
+        }
+    }
+
+    #[test]
+    fn every_difference_is_said_with_what_becomes_of_it() {
+        let (none, a) = (serde_json::json!([]), serde_json::json!([{ "volume": "a" }]));
+        assert_eq!(said(&a, vec![has("a")], false, &[]), "");
+        assert_eq!(said(&a, vec![], false, &[]), "volume a is attached soon");
+        assert_eq!(said(&none, vec![has("a")], false, &[]), "volume a is detached soon");
+        assert_eq!(said(&none, vec![has("a")], true, &[]), "volume a is detached when its guest goes on");
+        assert_eq!(said(&none, vec![has("a")], false, &["a"]), "a was refused");
+        assert_eq!(said(&a, vec![has("b")], false, &["b"]), "b was refused; volume a is attached soon");
+        let coming = GivenVolume { moving: Some(Moving::In), ..has("a") };
+        assert_eq!(said(&a, vec![coming], false, &[]), "volume a is being attached");
+        let going = GivenVolume { moving: Some(Moving::Out), ..has("a") };
+        assert_eq!(said(&a, vec![going], false, &[]), "volume a is being detached");
+        for odd in [GivenVolume { read_only: true, ..has("a") }, GivenVolume { root: true, ..has("a") }] {
+            assert_eq!(said(&a, vec![odd], false, &[]), NEXT_START);
+        }
+        assert_eq!(said(&none, vec![GivenVolume { root: true, ..has("a") }], false, &[]), NEXT_START);
+    }
+
+    #[test]
+    fn what_an_agent_of_before_gave_is_no_difference() {
+        let old = serde_json::json!({ "vcpus": 1, "memory_mib": 1, "volumes": [{ "id": "vol-a", "read_only": true }] });
+        let given: Given = serde_json::from_value(old).unwrap();
+        assert_eq!(said(&serde_json::json!([{ "volume": "a" }]), given.volumes, false, &[]), "");
+    }
+}
