@@ -117,6 +117,28 @@ fn a_vmm_that_hangs_is_noticed_without_being_asked_for() {
 }
 
 #[test]
+fn a_vmm_that_hangs_while_it_is_handed_a_volume_has_it_when_it_goes_on() {
+    if !ready() {
+        return;
+    }
+    let host = Host::with(&["--vmm-timeout-ms", "500"]);
+    host.done("PUT", "/v1/tenants/t/volumes/d", &json!({ "size_mib": 1 }));
+    host.run("vm", &spec("do=spin"));
+    let pid = host.vm_pid("vm");
+    signal(pid, Signal::SIGSTOP);
+    let reply = host.ask("POST", "/v1/tenants/t/volumes/d/attach", &json!({ "vm": "vm" }));
+    assert_eq!(reply.status, 200, "{}", reply.text());
+    host.becomes("vm", "unknown");
+    // It may have it, or take it yet: it is nobody else's.
+    assert_eq!(host.refused("DELETE", "/v1/tenants/t/volumes/d", &Value::Null).1, "in_use");
+    signal(pid, Signal::SIGCONT);
+    host.vm_once("vm", "as wanted", |vm| vm["status"]["state"] == "running" && vm["status"]["reason"] == "");
+    assert_eq!((host.drives("vm").len(), host.vm_pid("vm")), (1, pid));
+    host.act("vm", "kill");
+    nothing_is_left_over(&host);
+}
+
+#[test]
 fn another_process_with_the_number_of_a_vmm_is_neither_adopted_nor_killed() {
     if !ready() {
         return;

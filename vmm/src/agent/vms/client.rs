@@ -129,7 +129,7 @@ impl VmmClient {
         self.request(Method::PUT, path, Some(body), files).await.map(drop)
     }
 
-    /// `DELETE` of a device: answered when the guest has let go of it, or has not within [`LETTING_GO`].
+    /// `DELETE` of a device: answered when the guest has let go of it, or has not within the 10 s that a VMM gives it.
     ///
     /// # Errors
     /// [`VmmError`].
