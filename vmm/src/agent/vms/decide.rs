@@ -241,7 +241,7 @@ mod tests {
             given in volumes(),
             wanted in volumes(),
             paused in any::<bool>(),
-            answers in prop::collection::vec(any::<bool>(), 32),
+            answers in prop::collection::vec(prop::bool::weighted(0.3), 12),
         ) {
             let wanted: Vec<_> = wanted.into_iter().map(|v| GivenVolume { moving: None, ..v }).collect();
             let (mut now, mut refused, mut answers) = (given.clone(), Vec::new(), answers.into_iter());
