@@ -290,10 +290,26 @@ async fn note(agent: &Arc<Agent>, entry: Entry, durability: Durability) -> Resul
     .await
 }
 
-async fn receive(body: Body, limit: usize, within: Duration) -> Result<Bytes, Denial> {
-    match timeout(within, Limited::new(body, limit).collect()).await {
+/// Most bytes of a body that is too large that are taken in, for its client to come to read the answer: one who writes when the
+/// connection is closed is only told that.
+const DISCARDED_MAX: usize = 16 << 20;
+
+async fn discard(body: &mut Body) {
+    let mut left = DISCARDED_MAX;
+    while let Some(Ok(frame)) = body.frame().await {
+        match left.checked_sub(frame.data_ref().map_or(0, Bytes::len)) {
+            Some(less) => left = less,
+            None => return,
+        }
+    }
+}
+
+async fn receive(mut body: Body, limit: usize, within: Duration) -> Result<Bytes, Denial> {
+    match timeout(within, Limited::new(&mut body, limit).collect()).await {
         Ok(Ok(body)) => Ok(body.to_bytes()),
         Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => {
+            // Who is too slow is not waited for.
+            let _ = timeout(within, discard(&mut body)).await;
             let text = format!("the body is too large: at most {limit} bytes are accepted");
             Err(Denial::new(DenialCode::TooLarge, text))
         }
