@@ -39,8 +39,8 @@ pub trait HostFiles {
     /// As above.
     fn open_initrd(&mut self, path: &str) -> io::Result<Self::Initrd>;
 
-    /// Opens a drive image at `path`, for use as `spec` says. `replacing` is the handle that will be dropped if this succeeds: a lock that it holds on
-    /// the same image is no conflict.
+    /// Opens a drive image at `path`, for use as `spec` says. `replacing` is the handle that will be dropped if this succeeds: a
+    /// lock that it holds on the same image is no conflict.
     ///
     /// # Errors
     /// As above.

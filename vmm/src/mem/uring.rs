@@ -2,8 +2,8 @@
 //!
 //! The ring is made by the thread that uses it, and is restricted to reads, writes and fdatasync before it is enabled. Its file is
 //! not registered: the kernel takes a ring apart some time after its process is gone, and a file that the ring holds keeps its
-//! lock until then, so that a VMM that was killed would keep its successor from its images. One system call begins all that was pushed and fetches all that
-//! is finished.
+//! lock until then, so that a VMM that was killed would keep its successor from its images. One system call begins all that was
+//! pushed and fetches all that is finished.
 //!
 //! Who waits for it waits for an eventfd, which is never read: each write is an edge. (The ring's own descriptor becomes readable
 //! too late: with DEFER_TASKRUN nothing is finished before the thread asks.) The kernel writes it only while `armed`, that is
