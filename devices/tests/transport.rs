@@ -272,6 +272,7 @@ fn a_driver_switches_the_cache_mode_once_it_agreed_on_that_and_a_reset_forgets_i
         let options = BlockOptions {
             name: "test".into(),
             read_only: false,
+            discard: true,
             cache: Cache::Writeback,
             serial: String::new(),
             limits: LimiterSpec::default(),

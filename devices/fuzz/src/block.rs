@@ -113,6 +113,7 @@ pub fn run(data: &[u8]) {
     let options = BlockOptions {
         name: "fuzz".into(),
         read_only: input.chance(),
+        discard: input.chance(),
         cache: if input.chance() { Cache::Writeback } else { Cache::Unsafe },
         serial: "fuzz".into(),
         limits: limits(&mut input),

@@ -29,6 +29,7 @@ fn device(input: &mut Input) -> Box<dyn Idle> {
             let options = BlockOptions {
                 name: "fuzz".into(),
                 read_only: false,
+                discard: true,
                 cache: Cache::Writeback,
                 serial: "fuzz".into(),
                 limits: Default::default(),

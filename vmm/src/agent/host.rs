@@ -103,6 +103,8 @@ impl Cgroups {
     /// the CPUs.
     #[must_use]
     pub fn settings(&self, vcpus: u8, memory_mib: u64) -> Vec<String> {
+        // A thread for each vCPU (32), queue of a drive (256 together) and device (31), and what the kernel has for io_uring.
+        const PIDS_MAX: u32 = 512;
         // The VMM's own memory is a few MiB; page tables are a 512th of the guest's memory, for KVM and for the process.
         let memory = (memory_mib + memory_mib / 128 + 64) * MIB;
         // cgroup weights: 100 is the default of one.
@@ -110,12 +112,12 @@ impl Cgroups {
         let wanted = match self.version {
             2 => [
                 ("memory", format!("memory.max={memory}")),
-                ("pids", "pids.max=128".to_owned()),
+                ("pids", format!("pids.max={PIDS_MAX}")),
                 ("cpu", format!("cpu.weight={}", weight.min(10_000))),
             ],
             1 => [
                 ("memory", format!("memory.limit_in_bytes={memory}")),
-                ("pids", "pids.max=128".to_owned()),
+                ("pids", format!("pids.max={PIDS_MAX}")),
                 ("cpu", format!("cpu.shares={}", weight * 1024 / 100)),
             ],
             _ => return Vec::new(),
@@ -204,10 +206,10 @@ mod tests {
         let memory = (128 + 1 + 64) * MIB;
         assert_eq!(
             two.settings(2, 128),
-            [format!("memory.max={memory}"), "pids.max=128".into(), "cpu.weight=200".into()]
+            [format!("memory.max={memory}"), "pids.max=512".into(), "cpu.weight=200".into()]
         );
         let one = Cgroups { version: 1, controllers: vec!["pids".to_owned()] };
-        assert_eq!(one.settings(1, 128), ["pids.max=128"]);
+        assert_eq!(one.settings(1, 128), ["pids.max=512"]);
         assert!(Cgroups::default().settings(1, 128).is_empty());
     }
 

@@ -58,6 +58,9 @@ pub struct VolumeRecord {
     pub size_bytes: u64,
     /// What is being done to it.
     pub state: VolumeState,
+    /// Whether its room on the disk was taken when it was made, and is kept: guests can't give it back.
+    #[serde(default)]
+    pub preallocated: bool,
     /// When it was made.
     pub created_at: String,
 }

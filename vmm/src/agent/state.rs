@@ -341,6 +341,7 @@ impl State {
             id: record.id.clone(),
             size_mib: record.size_bytes / MIB,
             allocated_bytes,
+            preallocated: record.preallocated,
             attached_to: self.attached(key),
             state: state.to_owned(),
             created_at: record.created_at.clone(),

@@ -108,6 +108,7 @@ fn volumes_count_against_quota_and_host() {
         id: "vol-1".to_owned(),
         size_bytes: 60 * MIB,
         state: VolumeState::Ready,
+        preallocated: false,
         created_at: String::new(),
     };
     state.volumes.insert((name("t"), name("v")), record);

@@ -82,6 +82,7 @@ pub(super) fn drive_plan(drive: &DriveEntry<Host>) -> DrivePlan {
         options: BlockOptions {
             name: spec.id.clone(),
             read_only: spec.read_only,
+            discard: spec.discard,
             cache: match spec.cache {
                 CacheType::Unsafe => Cache::Unsafe,
                 CacheType::Writeback => Cache::Writeback,

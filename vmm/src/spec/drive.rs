@@ -67,6 +67,10 @@ pub struct DriveBody {
     /// fields).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub direct: Option<bool>,
+    /// Whether blocks that the guest discards go back to the host; true if missing. Without it DISCARD is not offered, and zeroes
+    /// that the guest writes keep their blocks (an addition to Firecracker's fields).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub discard: Option<bool>,
 }
 
 /// A drive that can be had, as far as its description goes.
@@ -94,6 +98,8 @@ pub struct Drive {
     pub queues: Option<NonZeroU16>,
     /// Whether I/O bypasses the host's page cache.
     pub direct: bool,
+    /// Whether the guest may give blocks back.
+    pub discard: bool,
 }
 
 /// Why a drive's description was refused.
@@ -155,6 +161,7 @@ impl TryFrom<DriveBody> for Drive {
             serial: body.serial,
             queues: queues.transpose()?,
             direct: body.direct.unwrap_or(false),
+            discard: body.discard.unwrap_or(true),
         })
     }
 }

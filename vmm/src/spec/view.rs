@@ -85,6 +85,8 @@ pub struct DriveView {
     pub num_queues: Option<u16>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub direct: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub discard: Option<bool>,
 }
 
 impl From<&Drive> for DriveView {
@@ -102,6 +104,7 @@ impl From<&Drive> for DriveView {
             serial: drive.serial.clone(),
             num_queues: drive.queues.map(NonZeroU16::get),
             direct: drive.direct.then_some(true),
+            discard: (!drive.discard).then_some(false),
         }
     }
 }

@@ -54,7 +54,8 @@ const BLOCK_BYTES_MAX: u32 = 4096;
 
 /// The feature bits that a disk with `options` offers.
 pub(super) fn offered(options: &BlockOptions) -> u64 {
-    let access = if options.read_only { F_RO } else { F_DISCARD | F_WRITE_ZEROES };
+    let discard = if options.discard { F_DISCARD } else { 0 };
+    let access = if options.read_only { F_RO } else { discard | F_WRITE_ZEROES };
     let flush = match options.cache {
         Cache::Writeback => F_FLUSH | F_CONFIG_WCE,
         Cache::Unsafe => 0,
@@ -66,7 +67,7 @@ pub(super) fn offered(options: &BlockOptions) -> u64 {
 /// The configuration space of a disk over `backend` with `queues` queues. The driver's switch is its cache mode.
 ///
 /// The storage's block size is told as it is now: another backing changes the capacity and nothing else.
-pub(super) fn space(backend: &dyn Backend, queues: u16) -> Arc<ConfigSpace> {
+pub(super) fn space(backend: &dyn Backend, queues: u16, may_unmap: bool) -> Arc<ConfigSpace> {
     let sector = backend.sector_bytes().clamp(512, BLOCK_BYTES_MAX);
     let block = backend.block_bytes().clamp(sector, BLOCK_BYTES_MAX);
     // The topology counts in blocks of BLK_SIZE, a discard in sectors of 512 bytes (§5.2.4).
@@ -85,6 +86,6 @@ pub(super) fn space(backend: &dyn Backend, queues: u16) -> Arc<ConfigSpace> {
     put(DISCARD_SECTOR_ALIGNMENT, &sectors.to_le_bytes());
     put(MAX_WRITE_ZEROES_SECTORS, &ZEROES_SECTORS_MAX.to_le_bytes());
     put(MAX_WRITE_ZEROES_SEG, &ZEROES_SEGMENTS_MAX.to_le_bytes());
-    put(WRITE_ZEROES_MAY_UNMAP, &[1]);
+    put(WRITE_ZEROES_MAY_UNMAP, &[may_unmap.into()]);
     ConfigSpace::with_switch(bytes, WRITEBACK, F_CONFIG_WCE)
 }

@@ -66,7 +66,9 @@ fn segment(kind: Kind, sectors_max: u32, raw: &[u8], rules: &Rules) -> Result<Ra
     let (sectors, flags) = (word(8), word(12));
     let how = match (kind, flags) {
         (Kind::Discard, 0) => Erasure::Discard,
-        (Kind::WriteZeroes, 0 | FLAG_UNMAP) => Erasure::Zero { unmap: flags == FLAG_UNMAP },
+        (Kind::WriteZeroes, 0 | FLAG_UNMAP) => {
+            Erasure::Zero { unmap: flags == FLAG_UNMAP && rules.may_unmap }
+        }
         _ => return Err(Refusal::Flags { flags }),
     };
     if sectors > sectors_max {

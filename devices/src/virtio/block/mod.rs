@@ -69,6 +69,9 @@ pub struct BlockOptions {
     pub name: String,
     /// Whether the guest may only read.
     pub read_only: bool,
+    /// Whether the guest may give blocks back to the storage. Without it DISCARD is not offered, and zeroes that the guest has
+    /// written keep their blocks, whatever it asks for.
+    pub discard: bool,
     /// See [`Cache`].
     pub cache: Cache,
     /// The identity that GET_ID returns; padded with zeros, cut to 20 bytes.
@@ -83,6 +86,7 @@ pub struct BlockOptions {
 struct Shared {
     name: String,
     read_only: bool,
+    may_unmap: bool,
     cache: Cache,
     offered: u64,
     id: [u8; ID_BYTES],
@@ -122,6 +126,7 @@ impl Shared {
             flush: agreed(F_FLUSH),
             discard: agreed(F_DISCARD),
             write_zeroes: agreed(F_WRITE_ZEROES),
+            may_unmap: self.may_unmap,
         }
     }
 
@@ -183,7 +188,7 @@ impl Block {
     pub fn new(backend: Box<dyn Backend>, options: &BlockOptions) -> Self {
         let queues = options.queues.get();
         assert!(queues <= QUEUES_MAX, "a disk has at most {QUEUES_MAX} queues");
-        let config = config::space(&*backend, queues);
+        let config = config::space(&*backend, queues, options.discard);
         let mut id = [0; ID_BYTES];
         let len = options.serial.len().min(ID_BYTES);
         id[..len].copy_from_slice(&options.serial.as_bytes()[..len]);
@@ -191,6 +196,7 @@ impl Block {
         let shared = Shared {
             name: options.name.clone(),
             read_only: options.read_only,
+            may_unmap: options.discard,
             cache: options.cache,
             offered: config::offered(options),
             id,

@@ -46,6 +46,8 @@ pub struct Rules {
     pub discard: bool,
     /// Whether VIRTIO_BLK_F_WRITE_ZEROES was.
     pub write_zeroes: bool,
+    /// Whether zeroes may be holes where the driver allows it.
+    pub may_unmap: bool,
 }
 
 /// A request that the disk can carry out. Its data lie in guest RAM, its range on the disk.

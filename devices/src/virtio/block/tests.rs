@@ -35,6 +35,7 @@ fn options() -> BlockOptions {
     BlockOptions {
         name: "test disk".into(),
         read_only: false,
+        discard: true,
         cache: Cache::Writeback,
         serial: "yun-0".into(),
         limits: LimiterSpec::default(),

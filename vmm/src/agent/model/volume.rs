@@ -70,6 +70,9 @@ pub struct Volume {
     pub size_mib: u64,
     /// Room it takes on the host's disk, in bytes.
     pub allocated_bytes: u64,
+    /// Whether that room was taken when it was made: guests can't give it back.
+    #[serde(default)]
+    pub preallocated: bool,
     /// VMs that have it among their disks.
     pub attached_to: Vec<Name>,
     /// `creating`, `ready` or `resizing`.

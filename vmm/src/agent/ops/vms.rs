@@ -17,7 +17,7 @@ use super::super::model::{
 };
 use super::super::operations::{About, Op, new_id};
 use super::super::progress::Work;
-use super::super::records::{GivenVolume, Phase, Runtime, VmRecord, VolumeState};
+use super::super::records::{GivenVolume, Phase, Runtime, VmRecord, VolumeRecord, VolumeState};
 use super::super::seed::{self, Seed};
 use super::super::state::{Key, State, VmEntry};
 use super::super::steps::reached;
@@ -647,18 +647,25 @@ impl Agent {
         let mut disks = Vec::new();
         let has_root = record.spec.volumes.iter().any(|volume| volume.root);
         if let Some(file) = opened.rootfs.filter(|_| !has_root) {
-            disks.push(DiskPart { id: "rootfs".to_owned(), file, read_only: true, root: true });
+            disks.push(DiskPart {
+                id: "rootfs".to_owned(),
+                file,
+                read_only: true,
+                root: true,
+                discard: false,
+            });
         }
         let ordered = record.spec.volumes.iter().filter(|volume| volume.root);
         for attachment in ordered.chain(record.spec.volumes.iter().filter(|volume| !volume.root)) {
             let key = (record.tenant.clone(), attachment.volume.clone());
-            let id = self.state().volume(&key)?.id.clone();
+            let VolumeRecord { id, preallocated, .. } = self.state().volume(&key)?.clone();
             let file = self.open_volume(&self.volume_key(&key, &id)?, attachment.read_only);
             disks.push(DiskPart {
                 id: drive_id(&id),
                 file: file.map_err(|error| volume_denial(&error))?,
                 read_only: attachment.read_only,
                 root: attachment.root,
+                discard: !preallocated,
             });
         }
         let (network_config, ip_arg) = self.guest_network(record);
@@ -666,7 +673,13 @@ impl Agent {
             let path = self.config.vm_dir(&record.id).join("seed.img");
             seed::write(&path, &seed).map_err(|error| Denial::host(in_words(&error)))?;
             let file = File::open(&path).map_err(|error| Denial::host(error.to_string()))?;
-            disks.push(DiskPart { id: "cidata".to_owned(), file, read_only: true, root: false });
+            disks.push(DiskPart {
+                id: "cidata".to_owned(),
+                file,
+                read_only: true,
+                root: false,
+                discard: false,
+            });
         }
         let manifest = &opened.image.manifest;
         let mut kernel_args = vec![manifest.kernel_args.clone(), record.spec.kernel_args.clone()];

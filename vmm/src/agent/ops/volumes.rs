@@ -106,6 +106,7 @@ impl Agent {
             id: new_id("vol"),
             size_bytes,
             state: VolumeState::Creating,
+            preallocated: request.preallocate,
             created_at: clock::now(),
         };
         let op = self.operations.begin(about(OperationKind::VolumeCreate, key, requestor))?;

@@ -36,6 +36,8 @@ pub struct DiskPart {
     pub read_only: bool,
     /// Whether it is the root file system.
     pub root: bool,
+    /// Whether what the guest discards goes back to the host.
+    pub discard: bool,
 }
 
 /// An interface, plugged in.
@@ -145,7 +147,7 @@ pub fn spawn(place: &Place<'_>, parts: Parts, ends: VmmEnds, log: File) -> io::R
     for disk in parts.disks {
         let body = json!({
             "drive_id": disk.id, "path_on_host": lend(disk.file.into()), "is_root_device": disk.root,
-            "is_read_only": disk.read_only, "cache_type": "Writeback",
+            "is_read_only": disk.read_only, "cache_type": "Writeback", "discard": disk.discard,
         });
         requests.push((format!("/drives/{}", disk.id), body));
     }

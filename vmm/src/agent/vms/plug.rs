@@ -15,7 +15,7 @@ use std::sync::Arc;
 use super::super::events::Happened;
 use super::super::model::Name;
 use super::super::ops::drive_id;
-use super::super::records::{GivenVolume, Moving, Refusal, Runtime};
+use super::super::records::{GivenVolume, Moving, Refusal, Runtime, VolumeRecord};
 use super::super::state::Activity;
 use super::super::steps::reached;
 use super::client::VmmClient;
@@ -119,9 +119,11 @@ impl Task {
             // Nothing of it was handed over.
             Err(denial) => return self.has_come(&volume, Came::Refused(denial.message)).await,
         };
+        let keeps = |record: &VolumeRecord| record.id == volume.id && record.preallocated;
+        let discard = !self.agent.state().volumes.values().any(keeps);
         let body = serde_json::json!({
             "drive_id": drive_id(&volume.id), "path_on_host": "received:0", "is_root_device": false,
-            "is_read_only": volume.read_only, "cache_type": "Writeback",
+            "is_read_only": volume.read_only, "cache_type": "Writeback", "discard": discard,
         });
         let path = path_of(&volume);
         let came = self.ask(client, &volume, true, client.put_with(&path, &body, vec![file])).await;

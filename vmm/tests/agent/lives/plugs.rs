@@ -76,6 +76,25 @@ fn a_volume_comes_and_goes_while_its_vm_runs_and_is_free_for_others_then() {
 }
 
 #[test]
+fn a_guest_gives_back_no_blocks_of_a_preallocated_volume() {
+    if !ready() {
+        return;
+    }
+    let host = Host::new();
+    makes(&host, &["sparse"]);
+    for volume in ["whole", "late"] {
+        host.done("PUT", &format!("{VOLUMES}/{volume}"), &json!({ "size_mib": 1, "preallocate": true }));
+        assert_eq!(host.get(&format!("{VOLUMES}/{volume}"))["preallocated"], true);
+    }
+    let volumes = json!({ "volumes": [{ "volume": "sparse" }, { "volume": "whole" }] });
+    host.run("vm", &spec_with("do=spin", &volumes));
+    assert_eq!(outcome(&host, &attach(&host, "late", "vm"))["state"], "succeeded");
+    // What may be discarded, by default, is not told.
+    let discard: Vec<_> = host.drives("vm").iter().map(|drive| drive["discard"].clone()).collect();
+    assert_eq!(discard, [Value::Null, json!(false), json!(false)]);
+}
+
+#[test]
 fn an_attached_volume_grows_and_is_read_only_if_that_was_said() {
     if !ready() {
         return;

@@ -112,6 +112,21 @@ fn a_read_only_disk_offers_neither_and_refuses_both() {
 }
 
 #[test]
+fn a_disk_that_keeps_its_blocks_offers_no_discard_and_makes_no_holes() {
+    let keeps = BlockOptions { discard: false, ..options() };
+    let block = Block::new(Box::new(full(8)), &keeps);
+    assert_eq!(block.offered() & (F_DISCARD | F_WRITE_ZEROES), F_WRITE_ZEROES);
+    let mut may_unmap = [0xff];
+    block.config().read(56, &mut may_unmap);
+    assert_eq!(may_unmap, [0]);
+    let mut rig = Rig::with(full(8), &keeps);
+    assert_eq!(rig.erase(DISCARD, &[(0, 1, 0)]), answer(Status::Unsupp, 1));
+    assert_eq!(rig.erasures(), []);
+    assert_eq!(rig.erase(WRITE_ZEROES, &[(2, 3, 1)]), answer(Status::Ok, 1));
+    assert_eq!(rig.erasures(), [(2 * 512, 3 * 512, Erasure::Zero { unmap: false })]);
+}
+
+#[test]
 fn what_was_not_agreed_on_is_unsupported() {
     for (kind, feature) in [(DISCARD, F_DISCARD), (WRITE_ZEROES, F_WRITE_ZEROES)] {
         let disk = full(8);
