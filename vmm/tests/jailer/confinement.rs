@@ -159,6 +159,25 @@ fn its_root_and_working_directory_are_the_jail_and_nothing_else_is_mounted() {
     }
 }
 
+#[test]
+fn its_devices_are_kvm_tun_and_urandom() {
+    if !jails() {
+        return;
+    }
+    let jailed = Setup::new().start();
+    let dev = jailed.root.join("dev");
+    let found: Vec<_> = files(&dev)
+        .into_iter()
+        .filter_map(|path| {
+            let metadata = fs::metadata(&path).unwrap();
+            let what = (metadata.rdev() >> 8, metadata.rdev() & 0xff, metadata.uid(), metadata.gid());
+            (!metadata.is_dir()).then(|| (path.strip_prefix(&dev).unwrap().to_owned(), what))
+        })
+        .collect();
+    let expected = [("kvm", 10, 232), ("net/tun", 10, 200), ("urandom", 1, 9)];
+    assert_eq!(found, expected.map(|(path, major, minor)| (path.into(), (major, minor, UID, GID))));
+}
+
 /// Runs a line of shell in `dir` as the VMM's user and group, and says whether it worked.
 fn as_the_vmm(dir: &Path, line: &str) -> bool {
     let (uid, gid) = (UID.to_string(), GID.to_string());

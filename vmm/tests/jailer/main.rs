@@ -8,6 +8,25 @@
 //! | [`guests`] | a microVM in the jail |
 //! | [`many`] | hundreds of jails in a row leave the machine as it was |
 //!
+//! What Firecracker's jailer does for whoever calls it, and the test that holds this one to it:
+//!
+//! | | test |
+//! |---|---|
+//! | closes descriptors | `stray_descriptors_stay_outside_and_named_ones_get_in` |
+//! | clears the environment, hands on arguments | `it_has_no_environment_and_the_arguments_of_firecrackers_jailer` |
+//! | copies the executable into `<base>/<exec>/<id>/root` | `the_jailer_becomes_the_vmm_whose_status_is_its_own` |
+//! | cgroups: version 1, version 2, `--parent-cgroup` | all of [`cgroups`] |
+//! | `--resource-limit`, 2,048 descriptors without | `its_limits_are_those_given_and_2048_descriptors_if_none_is` |
+//! | `--netns` | `its_namespaces_are_its_own_and_its_network_is_what_was_asked_for` |
+//! | a mount namespace and `pivot_root` | `its_root_and_working_directory_are_the_jail_and_nothing_else_is_mounted` |
+//! | nodes of devices (not userfaultfd's: no call here needs it, and its filter forbids it) | `its_devices_are_kvm_tun_and_urandom` |
+//! | drops to `--uid` and `--gid` | `it_is_an_unprivileged_user_without_capabilities_or_a_way_to_any` |
+//! | `--daemonize` | `a_daemon_has_a_session_of_its_own_and_nothing_of_the_callers` |
+//! | `--new-pid-ns`, the pid in a file | `with_a_pid_namespace_the_jailer_ends_with_0_and_the_pid_is_in_a_file` |
+//! | refuses symbolic and hard links | `links_in_the_jail_are_refused` |
+//! | refuses a wrong command line | `the_command_line_is_refused_with_153` |
+//! | cleans up (which that one leaves to the caller) | `five_hundred_jails_leave_tree_cgroups_mounts_and_namespaces_as_they_were` |
+//!
 //! What can't be run here is skipped, loudly; with `$YUN_REQUIRE_JAIL`, `$YUN_REQUIRE_CGROUP1`, `$YUN_REQUIRE_CGROUP2` or
 //! `$YUN_REQUIRE_KVM` set to 1 it fails.
 
