@@ -1,7 +1,9 @@
 """What the kernel says about a process: CPU time, memory by mapping, KVM exits."""
 
+import ctypes
 import glob
 import os
+import struct
 
 
 def cpu_ms_by_thread(pid):
@@ -69,3 +71,34 @@ def exits(pid):
             with open(path) as counter:
                 counters[name] = int(counter.read().strip() or 0)
     return counters
+
+
+class Calls:
+    """Counts the system calls of all threads of a process, those that it starts later too, by the kernel's own tracepoint: cheaper than
+    strace by two orders of magnitude."""
+
+    PERF_EVENT_OPEN, TRACEPOINT, INHERIT = 298, 2, 1 << 1
+
+    def __init__(self, pid):
+        self.counters = []
+        try:
+            with open("/sys/kernel/tracing/events/raw_syscalls/sys_enter/id") as file:
+                event = int(file.read())
+        except FileNotFoundError:
+            return
+        # struct perf_event_attr: type, size, config, sample period and type, read format, flags.
+        attributes = ctypes.create_string_buffer(struct.pack("IIQQQQQ", self.TRACEPOINT, 128, event, 0, 0, 0, self.INHERIT), 128)
+        libc = ctypes.CDLL(None, use_errno=True)
+        for task in os.listdir(f"/proc/{pid}/task"):
+            descriptor = libc.syscall(self.PERF_EVENT_OPEN, attributes, int(task), -1, -1, 0)
+            if descriptor >= 0:
+                self.counters.append(descriptor)
+
+    def count(self):
+        """So many until now; None where the kernel does not count."""
+        return sum(struct.unpack("Q", os.read(counter, 8))[0] for counter in self.counters) if self.counters else None
+
+    def end(self):
+        for counter in self.counters:
+            os.close(counter)
+        self.counters = []

@@ -78,6 +78,9 @@ def fixed_addresses():
 
 
 class Bench:
+    # For what else lies beside the drive.
+    spare_mib = 192
+
     def __init__(self, options):
         self.options = options
         self.work = tempfile.mkdtemp(prefix="yun-bench-")
@@ -95,7 +98,7 @@ class Bench:
         run("ip", "link", "set", TAP, "up")
         # The drive lies where drives lie: on a file system on a block device, and is cached by the host.
         disk, mount = f"{self.work}/disk", f"{self.work}/mount"
-        run("truncate", "-s", f"{DRIVE_MIB + 192}M", disk)
+        run("truncate", "-s", f"{DRIVE_MIB + self.spare_mib}M", disk)
         run("mkfs.ext4", "-q", "-O", "^has_journal", disk)
         os.mkdir(mount)
         place = mount if subprocess.run(["mount", "-o", "loop", disk, mount], check=False).returncode == 0 else self.work
@@ -231,4 +234,5 @@ def main():
     Bench(options).run()
 
 
-main()
+if __name__ == "__main__":
+    main()

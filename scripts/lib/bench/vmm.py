@@ -16,13 +16,20 @@ MEMORY_MIB = 256
 class Guest:
     """What every VMM is asked to run."""
 
-    def __init__(self, images, drive, tap, cmdline):
+    mac = "06:00:ac:14:00:02"
+    cid = 3
+
+    def __init__(self, images, drive, tap, cmdline, vcpus=1, memory_mib=MEMORY_MIB, data=(), vsock=False):
         self.kernel = f"{images}/vmlinux"
         self.initrd = f"{images}/initrd.img"
         self.drive = drive
         self.tap = tap
-        self.mac = "06:00:ac:14:00:02"
         self.cmdline = cmdline
+        self.vcpus = vcpus
+        self.memory_mib = memory_mib
+        # Writable drives beside the first: they get as many queues as there are vCPUs from whoever can.
+        self.data = data
+        self.vsock = vsock
 
 
 class UnixHttp(http.client.HTTPConnection):
@@ -76,6 +83,11 @@ class Console:
                 self.changed.wait(left)
 
 
+def remove(path):
+    if os.path.exists(path):
+        os.unlink(path)
+
+
 class Vmm:
     """One VMM process. `start` returns when it could be told to run the guest, `run` runs it and returns the moment it was told."""
 
@@ -119,13 +131,13 @@ class Rest(Vmm):
     """Firecracker, or anything that answers to its API."""
 
     options = ()
+    # What it is asked for beside what it would do anyway.
+    drive, interface = {}, {}
 
     def launch(self):
         """Starts the process; the moment before that."""
         self.socket = f"{self.work}/api.sock"
-        for leftover in (self.socket, f"{self.work}/log"):
-            if os.path.exists(leftover):
-                os.unlink(leftover)
+        remove(self.socket)
         open(f"{self.work}/log", "w").close()
         before = time.monotonic()
         self.spawn([self.binary, "--api-sock", self.socket, "--id", "bench", "--log-path", f"{self.work}/log", "--level", "Warn", *self.options])
@@ -162,12 +174,42 @@ class Rest(Vmm):
         self.watch()
         self.answer()
         self.put("/boot-source", {"kernel_image_path": guest.kernel, "initrd_path": guest.initrd, "boot_args": guest.cmdline})
-        self.put("/machine-config", {"vcpu_count": 1, "mem_size_mib": MEMORY_MIB})
+        self.put("/machine-config", {"vcpu_count": guest.vcpus, "mem_size_mib": guest.memory_mib})
         self.put("/drives/d", {"drive_id": "d", "path_on_host": guest.drive, "is_root_device": False, "is_read_only": True})
-        self.put("/network-interfaces/eth0", {"iface_id": "eth0", "host_dev_name": guest.tap, "guest_mac": guest.mac})
+        for number, file in enumerate(guest.data):
+            name = f"data{number}"
+            self.put(f"/drives/{name}", {"drive_id": name, "path_on_host": file, "is_root_device": False, "cache_type": "Writeback", **self.drive})
+        self.put("/network-interfaces/eth0", {"iface_id": "eth0", "host_dev_name": guest.tap, "guest_mac": guest.mac, **self.interface})
+        self.uds = f"{self.work}/vsock"
+        if guest.vsock:
+            remove(self.uds)
+            self.put("/vsock", {"guest_cid": guest.cid, "uds_path": self.uds})
         before = time.monotonic()
         self.put("/actions", {"action_type": "InstanceStart"})
         return before
+
+    def listen(self, port):
+        """A socket that the guest's connections to `port` of the host come to."""
+        remove(f"{self.uds}_{port}")
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(f"{self.uds}_{port}")
+        listener.listen()
+        return listener
+
+    def connect(self, port):
+        """A connection to `port` of the guest, which listens, or will soon."""
+        deadline = time.monotonic() + 30
+        while True:
+            connection = socket.socket(socket.AF_UNIX)
+            connection.settimeout(10)
+            connection.connect(self.uds)
+            connection.sendall(f"CONNECT {port}\n".encode())
+            if connection.recv(64).startswith(b"OK"):
+                return connection
+            connection.close()
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"nobody listens on the guest's port {port}")
+            time.sleep(0.05)
 
 
 class YunMmio(Rest):
@@ -176,6 +218,18 @@ class YunMmio(Rest):
 
 class YunPci(Rest):
     name, transport, options = "yun-pci", "pci", ("--enable-pci",)
+
+
+class YunPciAsync(YunPci):
+    """Its drives' I/O by io_uring."""
+
+    name, drive = "yun-pci-async", {"io_engine": "Async"}
+
+
+class YunPciVhost(YunPci):
+    """Its network by the kernel's vhost."""
+
+    name, interface = "yun-pci-vhost", {"vhost": True}
 
 
 class YunBare(Rest):
@@ -224,36 +278,84 @@ class Firecracker(Rest):
     name, transport = "firecracker", "mmio"
 
 
+class FirecrackerAsync(Firecracker):
+    name, drive = "firecracker-async", {"io_engine": "Async"}
+
+
 class Qemu(Vmm):
-    """Its data path at its best in userspace: an I/O thread for the drive, no vhost."""
+    """Its data path at its best: an I/O thread for each drive, io_uring; and the kernel's vhost where it is asked for."""
 
     machine = ()
-    block = net = ""
+    block = net = vsock = ""
+    vhost = "off"
 
     def run(self, guest):
+        words = ["-object", "iothread,id=io", "-drive", f"id=d,file={guest.drive},format=raw,if=none,read-only=on,aio=io_uring", "-device", f"{self.block},drive=d,iothread=io"]
+        for number, file in enumerate(guest.data):
+            queues = f",num-queues={guest.vcpus}" if guest.vcpus > 1 else ""
+            words += ["-object", f"iothread,id=io{number}", "-drive", f"id=data{number},file={file},format=raw,if=none,aio=io_uring,cache=writeback"]
+            words += ["-device", f"{self.block},drive=data{number},iothread=io{number}{queues}"]
+        if guest.vsock:
+            words += ["-device", f"{self.vsock},guest-cid={guest.cid}"]
         before = time.monotonic()
         self.spawn([
-            self.binary, "-enable-kvm", "-cpu", "host", "-smp", "1", "-m", str(MEMORY_MIB), "-nodefaults", "-no-user-config", "-display", "none", "-serial", "stdio", "-no-reboot",
-            *self.machine, "-kernel", guest.kernel, "-initrd", guest.initrd, "-append", guest.cmdline, "-object", "iothread,id=io",
-            "-drive", f"id=d,file={guest.drive},format=raw,if=none,read-only=on,aio=io_uring", "-device", f"{self.block},drive=d,iothread=io",
-            "-netdev", f"tap,id=n,ifname={guest.tap},script=no,downscript=no,vhost=off", "-device", f"{self.net},netdev=n,mac={guest.mac}",
+            self.binary, "-enable-kvm", "-cpu", "host", "-smp", str(guest.vcpus), "-m", str(guest.memory_mib), "-nodefaults", "-no-user-config", "-display", "none", "-serial", "stdio", "-no-reboot",
+            *self.machine, "-kernel", guest.kernel, "-initrd", guest.initrd, "-append", guest.cmdline, *words,
+            "-netdev", f"tap,id=n,ifname={guest.tap},script=no,downscript=no,vhost={self.vhost}", "-device", f"{self.net},netdev=n,mac={guest.mac}",
         ])
+        self.cid = guest.cid
         self.watch()
         return before
+
+    def listen(self, port):
+        """As of the others; here the kernel's own sockets are behind it."""
+        listener = socket.socket(socket.AF_VSOCK)
+        listener.bind((socket.VMADDR_CID_ANY, port))
+        listener.listen()
+        return listener
+
+    def connect(self, port):
+        deadline = time.monotonic() + 30
+        while True:
+            connection = socket.socket(socket.AF_VSOCK)
+            connection.settimeout(10)
+            try:
+                connection.connect((self.cid, port))
+                return connection
+            except OSError:
+                connection.close()
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.05)
 
 
 class QemuMicrovm(Qemu):
     name, transport = "qemu-microvm", "mmio"
     machine = ("-M", "microvm,x-option-roms=off,pit=off,pic=off,rtc=off,isa-serial=on,auto-kernel-cmdline=off", "-global", "virtio-mmio.force-legacy=false")
-    block, net = "virtio-blk-device", "virtio-net-device"
+    block, net, vsock = "virtio-blk-device", "virtio-net-device", "vhost-vsock-device"
 
 
 class QemuQ35(Qemu):
     name, transport = "qemu-q35", "pci"
     machine = ("-M", "q35")
-    block, net = "virtio-blk-pci,disable-legacy=on", "virtio-net-pci,disable-legacy=on,romfile="
+    block, net, vsock = "virtio-blk-pci,disable-legacy=on", "virtio-net-pci,disable-legacy=on,romfile=", "vhost-vsock-pci"
+
+
+class QemuMicrovmVhost(QemuMicrovm):
+    name, vhost = "qemu-microvm-vhost", "on"
+
+
+class QemuQ35Vhost(QemuQ35):
+    name, vhost = "qemu-q35-vhost", "on"
 
 
 ALL = (YunMmio, YunPci, Firecracker, QemuMicrovm, QemuQ35)
 # To be asked for by name.
 CONFINEMENT = (YunBare, YunMmio, YunJailed)
+# Who takes part in measuring a path, each at its best there.
+PATHS = {
+    "block": (YunMmio, YunPci, YunPciAsync, Firecracker, FirecrackerAsync, QemuMicrovm, QemuQ35),
+    "net": (YunMmio, YunPci, YunPciVhost, Firecracker, QemuMicrovm, QemuQ35, QemuQ35Vhost),
+    "vsock": (YunMmio, YunPci, Firecracker, QemuMicrovm, QemuQ35),
+}
+KNOWN = {kind.name: kind for kind in (*ALL, *CONFINEMENT, *(kind for kinds in PATHS.values() for kind in kinds), QemuMicrovmVhost)}

@@ -142,6 +142,12 @@ class Jailed(vmm.Rest):
             self.put("/serial", {"serial_out_path": "/console"})
         self.put("/actions", {"action_type": "InstanceStart"})
 
+    def last_words(self):
+        """Of one that ended by itself: its status, the end of its log and of what its guest said."""
+        with open(f"{self.root}/log", errors="replace") as log:
+            lines = log.read().splitlines()[-12:]
+        return "\n  ".join([f"status {self.process.wait(10)}", *lines, *(line for _, line in self.console.lines[-8:])])
+
     def lives(self):
         return self.process is not None and self.process.poll() is None
 

@@ -115,6 +115,8 @@ class Neighbours:
         with open("/proc/schedstat") as schedstat:
             everything = sum(int(line.split()[7]) for line in schedstat if line.startswith("cpu"))
         victim = Group("victim").read("cpu.stat")
+        if not victim:
+            raise RuntimeError(f"the victim ended: {self.victim.last_words()}")
         return {
             "seconds": time.monotonic(), "victim": victim["usage_usec"] / 1e6, "throttled": victim["throttled_usec"] / 1e6, "attackers": self.attackers.cpu_s(), "host": self.host.cpu_s(),
             "all": everything / 1e9, **sizes, **{f"thread {name}": ms / 1e3 for name, ms in threads.items()},

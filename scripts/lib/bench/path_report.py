@@ -1,0 +1,95 @@
+"""path_report.py: prints the tables of a file of samples of scripts/bench --path, and draws them."""
+
+import argparse
+import json
+import re
+import statistics
+import sys
+
+import paths
+import picture
+from tables import number, show
+
+WANTED = 1.25
+
+
+def ours(name):
+    return name.startswith("yun")
+
+
+def medians(record, what="value"):
+    """By case and VMM, in the order in which they were run."""
+    values = {}
+    for sample in record["samples"]:
+        if what in sample:
+            values.setdefault(sample["case"], {}).setdefault(sample["vmm"], []).append(sample[what])
+    return {case: {name: statistics.median(of) for name, of in names.items()} for case, names in values.items()}
+
+
+def words(case):
+    """A case for people: its queues only where there are several."""
+    return re.sub(r"-q1$", "", case)
+
+
+def bare(case):
+    return re.sub(r"-q\d+$", "", case)
+
+
+def table(figures, kind):
+    cases = [case for case in figures if paths.kind_of(case) == kind]
+    names = list(dict.fromkeys(name for case in cases for name in sorted(figures[case], key=lambda name: (name != "native", not ours(name), name))))
+    rows, reached = [], 0
+    for case in cases:
+        of = figures[case]
+        best = max((value for name, value in of.items() if not ours(name) and name != "native"), default=None)
+        own = max((value for name, value in of.items() if ours(name)), default=None)
+        ratio = own / best if own and best else None
+        reached += ratio is not None and ratio >= WANTED
+        rows.append([words(case), paths.unit(bare(case))[0], *(number(of[name]) if name in of else "" for name in names), "" if ratio is None else f"{ratio:.2f}"])
+    return ["", "", *names, "best of ours / best peer"], rows, reached
+
+
+def costs(record, kind):
+    """Exits, interrupts and system calls for each request, and the VMM's CPU time."""
+    by = {what: medians(record, what) for what in ("exits", "interrupts", "calls", "cpu_us")}
+    cases = [case for case in by["exits"] if paths.kind_of(case) == kind]
+    names = list(dict.fromkeys(name for case in cases for name in sorted(by["exits"][case], key=lambda name: (not ours(name), name))))
+    cell = lambda case, name: " / ".join(number(by[what][case][name]) if name in by[what].get(case, {}) else "-" for what in ("exits", "interrupts", "calls"))
+    rows = [[words(case), paths.unit(bare(case))[1], *(cell(case, name) if name in by["exits"][case] else "" for name in names)] for case in cases]
+    return ["exits / interrupts / system calls", "for each", *names], rows
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--markdown", action="store_true")
+    parser.add_argument("--pictures", help="directory for a picture of each path")
+    parser.add_argument("--load", help="file with the load of the machine outside: average, running/all, a line each")
+    parser.add_argument("file")
+    options = parser.parse_args()
+    with open(options.file) as file:
+        record = json.load(file)
+    if options.load:
+        with open(options.load) as load:
+            record["load"] = [float(line.split()[0]) for line in load if line.strip()]
+        with open(options.file, "w") as file:
+            json.dump(record, file, indent=1)
+    figures = medians(record)
+    for kind in paths.KINDS:
+        header, rows, reached = table(figures, kind)
+        if not rows:
+            continue
+        show(header, rows, options.markdown, words=(0, 1))
+        print(f"\n{reached} of {len(rows)} at least {WANTED} times the best peer\n")
+        show(*costs(record, kind), options.markdown, words=(0, 1))
+        print()
+        if options.pictures:
+            picture.draw(f"{options.pictures}/{kind}.svg", kind, {words(case): of for case, of in figures.items() if paths.kind_of(case) == kind})
+    load = record.get("load")
+    print(f"{record['rounds']} rounds in {record['seconds']} s, {record['cpus']} CPUs, kernel {record['kernel']}" + (f"; load of the machine {statistics.median(load):.1f} (median)" if load else ""))
+    failed = [sample for sample in record["samples"] if sample["case"] == "failed"]
+    for sample in failed:
+        print(f"failed: {sample['vmm']} in round {sample['round'] + 1}: {sample['error'].splitlines()[0]}")
+    sys.exit(1 if failed else 0)
+
+
+main()
