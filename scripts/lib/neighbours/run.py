@@ -44,6 +44,8 @@ class Neighbours:
         prepare()
         self.all = Group("")
         self.attackers = Group(ATTACKERS)
+        if not self.options.shared:
+            self.attackers.make(cpuset_cpus=f"1-{os.cpu_count() - 1}")
         self.host = Group(f"{ATTACKERS}/host").make(cpu_max=f"{int(HOST_CPUS * PERIOD_US)} {PERIOD_US}")
         self.beside = Group(f"{ATTACKERS}/process").make(cpu_max=f"{int(ATTACKER_CPUS * PERIOD_US)} {PERIOD_US}")
         for name, uid in (("victim", VICTIM_UID), ("attacker", ATTACKER_UID)):
@@ -73,7 +75,7 @@ class Neighbours:
                 file.write(guests.drive_of(script))
         # What the disk may do for the attacker, where it can be limited at all: the loop device is like an NVMe drive without a scheduler.
         device = os.stat(self.place).st_dev
-        self.io_max = f"io.max={os.major(device)}:{os.minor(device)} rbps={32 << 20} wbps={32 << 20} riops=2000 wiops=2000"
+        self.io_max = f"io.max={os.major(device)}:{os.minor(device)} rbps={self.options.io_mib << 20} wbps={self.options.io_mib << 20} riops=2000 wiops=2000"
         with open(f"{hierarchy()}/cgroup.controllers") as offered:
             self.io = "io" in offered.read().split()
         os.sync()
@@ -81,7 +83,7 @@ class Neighbours:
     def boot(self, name, memory_max_mib=MEMORY_MAX_MIB, extra=""):
         """A guest that waits for orders."""
         victim = name == "victim"
-        settings = self.options.victim if victim else [*([self.io_max] if self.io else []), *self.options.attacker]
+        settings = [*([] if self.options.shared else ["cpuset.cpus=0"]), *self.options.victim] if victim else [*([self.io_max] if self.io else []), *self.options.attacker]
         jailed = Jailed(self.place, name, VICTIM_UID if victim else ATTACKER_UID, 1 if victim else 2, VICTIM_CPUS if victim else ATTACKER_CPUS, MEMORY_MIB, memory_max_mib, settings, console=not victim)
         fetch = base64.b64encode(f"{guests.FETCH} {extra}".encode()).decode()
         try:
@@ -284,7 +286,7 @@ class Neighbours:
     def save(self):
         record = {
             "kernel": os.uname().release, "cpus": os.cpu_count(), "rounds": self.options.rounds, "seconds": round(time.monotonic() - self.begin), "slices": {"reads": self.reads, "works": self.works, "seconds": SLICE_S, "left_out": GUARD_S},
-            "limits": {"victim_cpus": VICTIM_CPUS, "attacker_cpus": ATTACKER_CPUS, "host_cpus": HOST_CPUS, "memory_mib": MEMORY_MIB, "memory_max_mib": MEMORY_MAX_MIB, "io": self.io_max if self.io else None, "victim": self.options.victim, "attacker": self.options.attacker},
+            "limits": {"victim_cpus": VICTIM_CPUS, "attacker_cpus": ATTACKER_CPUS, "host_cpus": HOST_CPUS, "shared": self.options.shared, "memory_mib": MEMORY_MIB, "memory_max_mib": MEMORY_MAX_MIB, "io": self.io_max if self.io else None, "victim": self.options.victim, "attacker": self.options.attacker},
             "samples": self.samples,
         }
         with open(self.options.out + ".part", "w") as out:
@@ -300,6 +302,8 @@ def main():
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--only", type=words, default=FLOODS)
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--shared", action="store_true")
+    parser.add_argument("--io-mib", type=int, default=32)
     for side in ("victim", "attacker"):
         parser.add_argument(f"--{side}", action="append", default=[])
     options = parser.parse_args()
