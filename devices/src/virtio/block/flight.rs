@@ -163,6 +163,16 @@ impl Lane {
         Ok(if again { Served::More } else { Served::Drained })
     }
 
+    /// Within a batch: begins what was pushed and answers what is finished; whether there was anything, and the engine took it.
+    pub(super) fn begun_early(&mut self) -> Result<bool, RingError> {
+        if !self.flights.as_ref().is_some_and(|flights| flights.pushed) {
+            return Ok(false);
+        }
+        self.poll()?;
+        // One that failed is tried again after the batch, and then after a pause.
+        Ok(self.flights.as_ref().is_some_and(|flights| !flights.pushed))
+    }
+
     /// Answers what is finished.
     fn land(&mut self) -> Result<(), RingError> {
         while let Some(Finished { tag, result }) =

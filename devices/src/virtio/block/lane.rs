@@ -113,10 +113,17 @@ impl Lane {
         self.ring.suppress_kicks(&ram)?;
         for turn in 0..REQUESTS_PER_BATCH {
             if self.flights.as_ref().is_some_and(Flights::is_full) {
+                if self.begun_early()? && !self.flights.as_ref().is_some_and(Flights::is_full) {
+                    continue;
+                }
                 self.stalled = true;
                 return Ok(Served::Drained);
             }
             if !self.ring.pop(&ram, &mut self.chain)? {
+                // What the host has in its cache is finished by this, and what the driver adds meanwhile needs no kick.
+                if self.begun_early()? {
+                    continue;
+                }
                 if self.ring.rearm(&ram)? {
                     self.ring.suppress_kicks(&ram)?;
                     continue;
