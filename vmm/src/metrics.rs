@@ -3,13 +3,16 @@
 //!
 //! Whoever counts keeps plain atomics and registers a [`MetricSource`] under a [`Group`]; nothing here is on a data
 //! path. A *counter* only grows: the JSON line holds what was added since the line before (as Firecracker's does), the
-//! OpenMetrics text holds the sum. A *gauge* is shown as it is, in both.
+//! OpenMetrics text holds the sum. A *gauge* is shown as it is, in both. A [`Detail`] is of a part of whoever counts, or a
+//! histogram: OpenMetrics text has them whole, the JSON line has what Firecracker's knows of them.
 
+mod detail;
 mod retired;
 mod sink;
+mod text;
 
 use std::collections::BTreeMap;
-use std::fmt::Write;
+use std::fmt::{self, Write};
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -17,6 +20,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use crate::output;
 use crate::spec;
 use crate::utc::Utc;
+use detail::{Aggregate, aggregates};
+pub use detail::{Detail, Figure, Label};
 use retired::Retired;
 use sink::Sink;
 
@@ -44,6 +49,9 @@ pub struct Reading {
 pub trait MetricSource: Send + Sync {
     /// Hands every number to `each`, always the same names in the same order. Quick, and without waiting for anybody.
     fn read(&self, each: &mut dyn FnMut(Reading));
+
+    /// Hands every detail to `each`, likewise.
+    fn details(&self, _each: &mut dyn FnMut(Detail)) {}
 }
 
 /// Where numbers belong.
@@ -72,6 +80,8 @@ struct Entry {
     source: Arc<dyn MetricSource>,
     /// The counters as the last JSON line had them, in the source's order.
     written: Vec<u64>,
+    /// The sums of the aggregates likewise, in microseconds.
+    written_us: Vec<u64>,
     /// The source, if it stands for those that have gone.
     retired: Option<Arc<Retired>>,
 }
@@ -138,7 +148,7 @@ impl Metrics {
     pub fn register(&self, group: Group, source: Arc<dyn MetricSource>) {
         let mut entries = lock(&self.entries);
         entries.retain(|entry| entry.group != group);
-        entries.push(Entry { group, source, written: Vec::new(), retired: None });
+        entries.push(Entry { group, source, written: Vec::new(), written_us: Vec::new(), retired: None });
     }
 
     /// Drops one of several who count, which has gone. Its counters stay in the sums, as those of the instance
@@ -155,6 +165,7 @@ impl Metrics {
                 group,
                 source: retired.clone(),
                 written: Vec::new(),
+                written_us: Vec::new(),
                 retired: Some(retired),
             });
             entries.len() - 1
@@ -175,6 +186,12 @@ impl Metrics {
             }
         });
         retired.add(&*gone.source);
+        if entry.written_us.len() < gone.written_us.len() {
+            entry.written_us.resize(gone.written_us.len(), 0);
+        }
+        for (sum, before) in entry.written_us.iter_mut().zip(gone.written_us) {
+            *sum += before;
+        }
     }
 
     /// Opens the file that receives the JSON lines, and writes the first.
@@ -208,21 +225,23 @@ impl Metrics {
             return Err(error);
         }
         for (entry, seen) in entries.iter_mut().zip(seen) {
-            entry.written = seen;
+            (entry.written, entry.written_us) = seen;
         }
         Ok(())
     }
 
-    /// The JSON line, and the counters as it has them.
-    fn json_line(&self, entries: &[Entry]) -> (String, Vec<Vec<u64>>) {
-        let mut sums: BTreeMap<&str, Vec<(&str, u64)>> = BTreeMap::new();
+    /// The JSON line, and for each entry the counters and aggregated sums as it has them.
+    fn json_line(&self, entries: &[Entry]) -> (String, Vec<Seen>) {
+        let mut sums: BTreeMap<&str, Sums> = BTreeMap::new();
         let mut line = format!("{{\"utc_timestamp_ms\":{}", Utc::now().as_millis());
         let mut seen = Vec::with_capacity(entries.len());
         for entry in entries {
             let family = entry.group.family;
             let mut values = Vec::new();
+            let mut sums_us = Vec::new();
             let key =
                 entry.group.instance.as_ref().map_or(String::from(family), |id| format!("{family}_{id}"));
+            let mut sums = entry.group.instance.is_some().then(|| sums.entry(family).or_default());
             object(&mut line, &key, |each| {
                 entry.source.read(&mut |reading| {
                     let before = entry.written.get(values.len()).copied().unwrap_or(0);
@@ -231,24 +250,33 @@ impl Metrics {
                         MetricKind::Counter => reading.value.saturating_sub(before),
                         MetricKind::Gauge => reading.value,
                     };
-                    each(reading.name, shown);
-                    if entry.group.instance.is_some() {
-                        let sum = sums.entry(family).or_default();
-                        match sum.iter_mut().find(|(name, _)| *name == reading.name) {
-                            Some((_, value)) => *value = value.saturating_add(shown),
-                            None => sum.push((reading.name, shown)),
-                        }
+                    each(reading.name, &shown);
+                    if let Some(sums) = &mut sums {
+                        let sum = sums.numbers.entry(reading.name).or_default();
+                        *sum = sum.saturating_add(shown);
+                    }
+                });
+                aggregates(&*entry.source, &mut |name, mut aggregate: Aggregate| {
+                    let before = entry.written_us.get(sums_us.len()).copied().unwrap_or(0);
+                    sums_us.push(aggregate.sum_us);
+                    aggregate.sum_us = aggregate.sum_us.saturating_sub(before);
+                    each(name, &aggregate);
+                    if let Some(sums) = &mut sums {
+                        sums.aggregates.entry(name).or_default().add(&aggregate);
                     }
                 });
             });
-            seen.push(values);
+            seen.push((values, sums_us));
         }
-        for (family, sum) in sums {
-            object(&mut line, family, |each| sum.iter().for_each(|(name, value)| each(name, *value)));
+        for (family, sums) in sums {
+            object(&mut line, family, |each| {
+                sums.numbers.iter().for_each(|(name, value)| each(name, value));
+                sums.aggregates.iter().for_each(|(name, aggregate)| each(name, aggregate));
+            });
         }
         object(&mut line, "logger", |each| {
-            each("missed_metrics_count", self.missed.get());
-            each("missed_log_count", crate::logger::missed());
+            each("missed_metrics_count", &self.missed.get());
+            each("missed_log_count", &crate::logger::missed());
         });
         line.push_str("}\n");
         (line, seen)
@@ -256,43 +284,22 @@ impl Metrics {
 
     /// All metrics as OpenMetrics text.
     pub fn openmetrics(&self) -> String {
-        let mut families: BTreeMap<String, (MetricKind, Vec<Sample>)> = BTreeMap::new();
-        for entry in lock(&self.entries).iter() {
-            entry.source.read(&mut |reading| {
-                let name = format!("yun_{}_{}", entry.group.family, reading.name);
-                let family = families.entry(name).or_insert((reading.kind, Vec::new()));
-                family.1.push((entry.group.instance.clone(), reading.value));
-            });
-        }
-        let own = [("missed_metrics", self.missed.get()), ("missed_log", crate::logger::missed())];
-        for (name, value) in own {
-            families.insert(format!("yun_logger_{name}"), (MetricKind::Counter, vec![(None, value)]));
-        }
-        let mut text = String::with_capacity(64 * families.len());
-        text.push_str("# TYPE yun_build info\n");
-        let _ = writeln!(text, "yun_build_info{{version=\"{}\"}} 1", env!("CARGO_PKG_VERSION"));
-        for (name, (kind, samples)) in families {
-            let (word, suffix) = match kind {
-                MetricKind::Counter => ("counter", "_total"),
-                MetricKind::Gauge => ("gauge", ""),
-            };
-            let _ = writeln!(text, "# TYPE {name} {word}");
-            for (instance, value) in samples {
-                // An id is alphanumeric: it needs no escaping as a label.
-                let label = instance.map(|id| format!("{{id=\"{id}\"}}")).unwrap_or_default();
-                let _ = writeln!(text, "{name}{suffix}{label} {value}");
-            }
-        }
-        text.push_str("# EOF\n");
-        text
+        text::openmetrics(&lock(&self.entries), self.missed.get())
     }
 }
 
-/// One number of an OpenMetrics family: whose, and what it is.
-type Sample = (Option<String>, u64);
+/// What a line has of one entry: its readings, and the sums of its aggregates.
+type Seen = (Vec<u64>, Vec<u64>);
+
+/// What all of a family have counted since the last line.
+#[derive(Default)]
+struct Sums {
+    numbers: BTreeMap<&'static str, u64>,
+    aggregates: BTreeMap<&'static str, Aggregate>,
+}
 
 /// Appends `,"key":{...}` with what `fill` hands over.
-fn object(line: &mut String, key: &str, fill: impl FnOnce(&mut dyn FnMut(&str, u64))) {
+fn object(line: &mut String, key: &str, fill: impl FnOnce(&mut dyn FnMut(&str, &dyn fmt::Display))) {
     let _ = write!(line, ",\"{key}\":{{");
     let mut comma = "";
     fill(&mut |name, value| {

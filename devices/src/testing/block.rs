@@ -2,7 +2,9 @@
 
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
+use super::clock;
 use super::seed::Seed;
 use crate::mem::VolatileSlice;
 use crate::virtio::block::{Backend, Erasure};
@@ -19,6 +21,15 @@ pub struct Platter {
     pub erasures: Vec<(u64, u64, Erasure)>,
     /// Calls of any kind.
     pub calls: u64,
+    /// How long each takes, on a clock that a test has taken over.
+    pub takes: Duration,
+}
+
+impl Platter {
+    fn called(&mut self) {
+        self.calls += 1;
+        clock::advance(self.takes);
+    }
 }
 
 /// A disk in memory. A clone is the same disk.
@@ -61,21 +72,21 @@ impl Backend for MemBackend {
 
     fn read_at(&mut self, offset: u64, into: &[VolatileSlice]) -> io::Result<usize> {
         let mut platter = self.platter();
-        platter.calls += 1;
+        platter.called();
         let (start, n) = reach(platter.bytes.len(), offset, total_len(into));
         Ok(copy_in(into, 0, &platter.bytes[start..start + n]))
     }
 
     fn write_at(&mut self, offset: u64, from: &[VolatileSlice]) -> io::Result<usize> {
         let mut platter = self.platter();
-        platter.calls += 1;
+        platter.called();
         let (start, n) = reach(platter.bytes.len(), offset, total_len(from));
         Ok(copy_out(from, &mut platter.bytes[start..start + n]))
     }
 
     fn erase(&mut self, offset: u64, len: u64, how: Erasure) -> io::Result<u64> {
         let mut platter = self.platter();
-        platter.calls += 1;
+        platter.called();
         platter.erasures.push((offset, len, how));
         let (start, n) = reach(platter.bytes.len(), offset, usize::try_from(len).unwrap_or(usize::MAX));
         platter.bytes[start..start + n].fill(0);
@@ -84,7 +95,7 @@ impl Backend for MemBackend {
 
     fn flush(&mut self) -> io::Result<()> {
         let mut platter = self.platter();
-        platter.calls += 1;
+        platter.called();
         platter.flushes += 1;
         Ok(())
     }

@@ -1,7 +1,8 @@
-//! What tests and fuzz targets put around a device: the guest's side of a queue, RAM without KVM, interrupts that count, an
-//! owner without threads, a guest driver over either transport, back ends that fail on purpose.
+//! What tests and fuzz targets put around a device: the guest's side of a queue, RAM without KVM, interrupts that count, a
+//! clock that stands still, an owner without threads, a guest driver over either transport, back ends that fail on purpose.
 
 pub mod block;
+pub mod clock;
 pub mod engine;
 pub mod fake;
 pub mod irq;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use devices::serial::ConsoleBuffer;
-use devices::virtio::block::BlockHandle;
+use devices::virtio::block::{BlockHandle, Op};
 use devices::virtio::net::NetHandle;
 use devices::virtio::rng::RngHandle;
 use devices::virtio::vsock::VsockHandle;
@@ -12,7 +12,7 @@ use devices::virtio::vsock::VsockHandle;
 use super::Machine;
 use super::devices::Device;
 use super::plug::Which;
-use crate::metrics::{Group, MetricKind, MetricSource, Metrics, Reading};
+use crate::metrics::{Detail, Figure, Group, MetricKind, MetricSource, Metrics, Reading};
 
 fn counters(each: &mut dyn FnMut(Reading), readings: &[(&'static str, u64)]) {
     for &(name, value) in readings {
@@ -43,6 +43,32 @@ impl MetricSource for Block {
             ("update_count", m.swaps.get()),
         ];
         counters(each, &readings);
+    }
+
+    /// How long each kind of request took, on all queues; and what each queue did.
+    fn details(&self, each: &mut dyn FnMut(Detail)) {
+        let together = self.0.metrics();
+        for op in Op::ALL {
+            let (word, aggregate) = match op {
+                Op::Read => ("read", Some("read_agg")),
+                Op::Write => ("write", Some("write_agg")),
+                Op::Flush => ("flush", None),
+                Op::Erase => ("discard", None),
+            };
+            let tally = Box::new(together.time(op).tally());
+            let label = ("op", word.to_owned());
+            each(Detail { name: "request_duration", label, figure: Figure::Time { tally, aggregate } });
+        }
+        for (index, queue) in self.0.queues().iter().enumerate() {
+            let counts = [
+                ("queue_requests", queue.requests()),
+                ("queue_bytes", queue.read_bytes.get() + queue.write_bytes.get()),
+                ("queue_interrupts", queue.interrupts.get()),
+            ];
+            for (name, count) in counts {
+                each(Detail { name, label: ("queue", index.to_string()), figure: Figure::Count(count) });
+            }
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::Read;
 
+use devices::metrics::Histogram;
 use serde_json::Value;
 
 use super::*;
@@ -167,4 +168,116 @@ fn what_removed_devices_counted_stays_in_the_sums_and_is_shown_once() {
     let text = rig.metrics.openmetrics();
     assert!(text.contains("yun_block_read_count_total{id=\"removed-devices\"} 117\n"), "{text}");
     assert!(text.contains("yun_block_read_count_total{id=\"a\"} 1000\n"), "{text}");
+}
+
+/// Times of one kind of request, and what each of two queues did.
+#[derive(Default)]
+struct Timed {
+    reads: Histogram,
+    queues: [Count; 2],
+}
+
+impl MetricSource for Timed {
+    fn read(&self, each: &mut dyn FnMut(Reading)) {
+        each(Reading { name: "read_count", kind: MetricKind::Counter, value: self.reads.tally().count() });
+    }
+
+    fn details(&self, each: &mut dyn FnMut(Detail)) {
+        let tally = Box::new(self.reads.tally());
+        each(Detail {
+            name: "request_duration",
+            label: ("op", "read".to_owned()),
+            figure: Figure::Time { tally, aggregate: Some("read_agg") },
+        });
+        for (index, queue) in self.queues.iter().enumerate() {
+            let label = ("queue", index.to_string());
+            each(Detail { name: "queue_requests", label, figure: Figure::Count(queue.get()) });
+        }
+    }
+}
+
+fn timed() -> (tempfile::TempDir, Arc<Metrics>, [Arc<Timed>; 2]) {
+    let (metrics, sources) = (Metrics::new(), [Arc::new(Timed::default()), Arc::default()]);
+    for (source, id) in sources.iter().zip(["a", "b"]) {
+        metrics.register(Group::instance("block", id), source.clone());
+    }
+    (tempfile::tempdir().unwrap(), metrics, sources)
+}
+
+/// The values of the lines of `text` that begin with `start`, in order.
+fn values(text: &str, start: &str) -> Vec<f64> {
+    let lines = text.lines().filter_map(|line| line.strip_prefix(start));
+    lines.map(|rest| rest.rsplit(' ').next().unwrap().parse().unwrap()).collect()
+}
+
+#[test]
+fn a_time_is_a_histogram_in_seconds_whose_buckets_add_up_to_its_count() {
+    let (_dir, metrics, [a, _]) = timed();
+    for ns in [800, 1_000, 1_001, 3_000_000, 60_000_000_000] {
+        a.reads.record(ns);
+    }
+    a.queues[1].add(7);
+    let text = metrics.openmetrics();
+    let head = "# TYPE yun_block_request_duration_seconds histogram\n# UNIT yun_block_request_duration_seconds seconds\n\
+                yun_block_request_duration_seconds_bucket{id=\"a\",op=\"read\",le=\"0.000001\"} 2\n\
+                yun_block_request_duration_seconds_bucket{id=\"a\",op=\"read\",le=\"0.000002\"} 3\n";
+    assert!(text.contains(head), "{text}");
+    let buckets = values(&text, "yun_block_request_duration_seconds_bucket{id=\"a\"");
+    assert!(buckets.is_sorted() && buckets.len() == 25, "{buckets:?}");
+    assert_eq!(buckets[22..], [4.0, 4.0, 5.0]);
+    let end = "yun_block_request_duration_seconds_bucket{id=\"a\",op=\"read\",le=\"+Inf\"} 5\n\
+               yun_block_request_duration_seconds_count{id=\"a\",op=\"read\"} 5\n\
+               yun_block_request_duration_seconds_sum{id=\"a\",op=\"read\"} 60.003002801\n";
+    assert!(text.contains(end), "{text}");
+    assert!(text.contains("le=\"1.048576\"") && text.contains("le=\"8.388608\""), "{text}");
+    assert!(text.contains("yun_block_queue_requests_total{id=\"a\",queue=\"1\"} 7\n"), "{text}");
+    assert_eq!(text.matches("# TYPE yun_block_request_duration_seconds ").count(), 1);
+}
+
+#[test]
+fn the_line_has_times_as_firecrackers_aggregates_whose_sum_is_what_was_added() {
+    let (dir, metrics, [a, b]) = timed();
+    let path = dir.path().join("metrics");
+    a.reads.record(3_000);
+    b.reads.record(9_000);
+    metrics.open(&spec::Metrics { metrics_path: path.to_str().unwrap().to_owned() }).unwrap();
+    a.reads.record(5_000);
+    metrics.flush().unwrap();
+    let lines = lines(&path);
+    let agg = |line: usize, key: &str| lines[line][key]["read_agg"].to_string();
+    assert_eq!(agg(0, "block_a"), r#"{"max_us":3,"min_us":3,"sum_us":3}"#);
+    assert_eq!(agg(0, "block"), r#"{"max_us":9,"min_us":3,"sum_us":12}"#);
+    assert_eq!(agg(1, "block_a"), r#"{"max_us":5,"min_us":3,"sum_us":5}"#);
+    assert_eq!(agg(1, "block_b"), r#"{"max_us":9,"min_us":9,"sum_us":0}"#);
+    assert!(lines[0]["block_a"]["queue_requests"].is_null(), "Firecracker's line knows no queues");
+}
+
+#[test]
+fn times_of_removed_devices_stay_in_the_sums() {
+    let (dir, metrics, [a, b]) = timed();
+    let path = dir.path().join("metrics");
+    a.reads.record(3_000);
+    metrics.open(&spec::Metrics { metrics_path: path.to_str().unwrap().to_owned() }).unwrap();
+    a.reads.record(100_000);
+    a.queues[0].add(2);
+    b.reads.record(7_000);
+    b.queues[0].add(3);
+    metrics.retire("block", "a");
+    metrics.retire("block", "b");
+    metrics.flush().unwrap();
+    let lines = lines(&path);
+    let agg = lines[1]["block"]["read_agg"].to_string();
+    assert_eq!(agg, r#"{"max_us":100,"min_us":3,"sum_us":107}"#, "the first 3 us were in the line before");
+    let text = metrics.openmetrics();
+    let name = "yun_block_request_duration_seconds";
+    let end = format!(
+        "{name}_bucket{{id=\"removed-devices\",op=\"read\",le=\"+Inf\"}} 3\n\
+         {name}_count{{id=\"removed-devices\",op=\"read\"}} 3\n\
+         {name}_sum{{id=\"removed-devices\",op=\"read\"}} 0.00011\n"
+    );
+    assert!(text.contains(&end), "{text}");
+    assert!(
+        text.contains("yun_block_queue_requests_total{id=\"removed-devices\",queue=\"0\"} 5\n"),
+        "{text}"
+    );
 }

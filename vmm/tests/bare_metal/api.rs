@@ -353,7 +353,13 @@ fn metrics_are_openmetrics_text() {
     let kind = "Content-Type: application/openmetrics-text; version=1.0.0; charset=utf-8\r\n";
     assert!(reply.head.contains(kind), "{}", reply.head);
     let families = openmetrics(&reply.body);
-    for name in ["yun_build", "yun_block_read_bytes", "yun_uart_write_count", "yun_entropy_entropy_bytes"] {
+    for name in [
+        "yun_build",
+        "yun_block_read_bytes",
+        "yun_uart_write_count",
+        "yun_entropy_entropy_bytes",
+        "yun_block_request_duration_seconds",
+    ] {
         assert!(families.iter().any(|family| family == name), "no {name} in {families:?}");
     }
     assert!(
@@ -363,43 +369,58 @@ fn metrics_are_openmetrics_text() {
     );
 }
 
-/// Reads the text as OpenMetrics 1.0 has it (what of it we use): each family declared once, then its samples, nothing
-/// between; one sample a label set; `# EOF` at the end. The names of the families.
+/// Reads the text as OpenMetrics 1.0 has it (what of it we use): each family declared once, then its unit, then its samples,
+/// nothing between; one sample a label set; the buckets of a histogram in order, each with those before it, then its count, which
+/// is the last bucket's, and its sum; `# EOF` at the end. The names of the families.
 fn openmetrics(text: &str) -> Vec<String> {
     let word = |s: &str| !s.is_empty() && s.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
     let text = text.strip_suffix("# EOF\n").expect("ends with # EOF");
-    let (mut families, mut suffix, mut labels) = (Vec::<String>::new(), "", Vec::new());
+    let (mut families, mut kind, mut seen) = (Vec::<String>::new(), "", Vec::new());
+    let (mut bound, mut count) = (f64::NEG_INFINITY, 0);
     for line in text.split_terminator('\n') {
         if let Some(declared) = line.strip_prefix("# TYPE ") {
-            let (name, kind) = declared.split_once(' ').unwrap();
-            suffix = match kind {
-                "counter" => "_total",
-                "gauge" => "",
-                "info" => "_info",
-                other => panic!("type {other}"),
-            };
+            let (name, of) = declared.split_once(' ').unwrap();
+            assert!(["counter", "gauge", "info", "histogram"].contains(&of), "{line}");
             assert!(word(name) && !families.iter().any(|family| family == name), "{line}");
             families.push(name.to_owned());
-            labels.clear();
+            (kind, seen) = (of, Vec::new());
+            continue;
+        }
+        let family = families.last().unwrap();
+        if let Some(unit) = line.strip_prefix("# UNIT ") {
+            let (name, unit) = unit.split_once(' ').unwrap();
+            assert!(name == family && name.ends_with(&format!("_{unit}")) && seen.is_empty(), "{line}");
             continue;
         }
         let (series, value) = line.rsplit_once(' ').unwrap_or_else(|| panic!("{line:?}"));
-        value.parse::<u64>().unwrap_or_else(|_| panic!("{line:?}"));
         let (name, set) = series
             .split_once('{')
             .map_or((series, ""), |(name, rest)| (name, rest.strip_suffix('}').unwrap()));
-        assert_eq!(
-            Some(name),
-            families.last().map(|family| format!("{family}{suffix}")).as_deref(),
-            "{line}"
-        );
-        if !set.is_empty() {
-            let (key, quoted) = set.split_once('=').unwrap();
+        let mut le = None;
+        for label in set.split_terminator(',') {
+            let (key, quoted) = label.split_once('=').unwrap();
             let value = quoted.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).unwrap();
             assert!(word(key) && !value.contains(['"', '\\']), "{line}");
+            le = (key == "le").then(|| value.parse::<f64>().unwrap());
         }
-        assert!(!labels.contains(&set.to_owned()), "twice: {line}");
-        labels.push(set.to_owned());
+        let suffix = name.strip_prefix(family.as_str()).unwrap_or_else(|| panic!("{line}"));
+        let number = || value.parse::<u64>().unwrap_or_else(|_| panic!("{line:?}"));
+        match (kind, suffix) {
+            ("counter", "_total") | ("gauge", "") | ("info", "_info") => _ = number(),
+            ("histogram", "_bucket") => {
+                let le = le.expect(line);
+                assert!(le > bound && number() >= count, "{line}");
+                (bound, count) = (le, number());
+            }
+            ("histogram", "_count") => {
+                assert!(bound == f64::INFINITY && number() == count, "{line}");
+                (bound, count) = (f64::NEG_INFINITY, 0);
+            }
+            ("histogram", "_sum") => assert!(value.contains('.') && value.parse::<f64>().is_ok(), "{line}"),
+            _ => panic!("{line}"),
+        }
+        assert!(!seen.contains(&series.to_owned()), "twice: {line}");
+        seen.push(series.to_owned());
     }
     families
 }

@@ -12,7 +12,9 @@ use std::time::Duration;
 use super::backend::{Direction, transfer};
 use super::engine::{Engine, Finished, Transfer};
 use super::lane::Lane;
+use super::metrics::Op;
 use super::request::{HEADER_BYTES, Reply, Request};
+use crate::clock::monotonic_ns;
 use crate::mem::{Ram, VolatileSlice};
 use crate::virtio::Served;
 use crate::virtio::queue::{RingError, Segment, advance, resolve, truncate};
@@ -24,6 +26,8 @@ const ENGINE_PAUSE: Duration = Duration::from_millis(1);
 pub(super) struct Flight {
     pub transfer: Transfer,
     pub reply: Reply,
+    /// When it was taken off the queue.
+    pub popped_ns: u64,
     /// Bytes of data.
     pub len: u32,
     /// Bytes of `segments` before the data.
@@ -62,7 +66,7 @@ impl Flights {
     pub(super) fn push(
         &mut self,
         transfer: Transfer,
-        reply: Reply,
+        (reply, popped_ns): (Reply, u64),
         (segments, skip, len): (&[Segment], usize, u32),
         ram: &Ram,
         data: &[VolatileSlice],
@@ -70,7 +74,7 @@ impl Flights {
         let tag = self.free.pop().expect("the caller looked");
         let mut kept = self.spare.pop().unwrap_or_default();
         kept.extend_from_slice(segments);
-        self.slots[usize::from(tag)] = Some(Flight { transfer, reply, len, skip, segments: kept });
+        self.slots[usize::from(tag)] = Some(Flight { transfer, reply, popped_ns, len, skip, segments: kept });
         self.engine.push(tag, transfer, ram, data);
         self.pushed = true;
     }
@@ -129,19 +133,22 @@ impl Lane {
             self.shared.backings.owe_a_failure();
             return Err((request, reply));
         }
-        let Self { flights: Some(flights), chain, .. } = self else { return Err((request, reply)) };
+        let Self { flights: Some(flights), chain, popped_ns, .. } = self else {
+            return Err((request, reply));
+        };
+        let popped_ns = *popped_ns;
         match request {
             Request::In { offset, ref data, len } if len > 0 => {
                 let at = (chain.writable(), 0, len);
-                flights.push(Transfer::Read { offset }, reply, at, ram, data);
+                flights.push(Transfer::Read { offset }, (reply, popped_ns), at, ram, data);
             }
             Request::Out { offset, ref data, len } if len > 0 && !write_through => {
                 let at = (chain.readable(), HEADER_BYTES, len);
-                flights.push(Transfer::Write { offset }, reply, at, ram, data);
+                flights.push(Transfer::Write { offset }, (reply, popped_ns), at, ram, data);
             }
             // One that nothing waits beside is done at once: the engine would start a thread for it.
             Request::Flush if beside => {
-                flights.push(Transfer::Flush, reply, (&[], 0, 0), ram, &[]);
+                flights.push(Transfer::Flush, (reply, popped_ns), (&[], 0, 0), ram, &[]);
             }
             other => return Err((other, reply)),
         }
@@ -173,26 +180,32 @@ impl Lane {
         Ok(self.flights.as_ref().is_some_and(|flights| !flights.pushed))
     }
 
-    /// Answers what is finished.
+    /// Answers what is finished. The clock is read once for all of them.
     fn land(&mut self) -> Result<(), RingError> {
+        let mut now = None;
         while let Some(Finished { tag, result }) =
             self.flights.as_mut().and_then(|flights| flights.engine.pop())
         {
             let Some(flight) = self.flights.as_mut().and_then(|flights| flights.land(tag)) else { continue };
-            let Flight { transfer, reply, len, skip, segments } = flight;
+            let Flight { transfer, reply, popped_ns, len, skip, segments } = flight;
             let result = match result {
                 Ok(n) if n >= len as usize => Ok(()),
-                Ok(n) => self.do_the_rest(transfer, &segments, skip, n, len),
+                Ok(n) => {
+                    now = None;
+                    self.do_the_rest(transfer, &segments, skip, n, len)
+                }
                 Err(error) if matches!(error.kind(), ErrorKind::Interrupted | ErrorKind::WouldBlock) => {
+                    now = None;
                     self.do_the_rest(transfer, &segments, skip, 0, len)
                 }
                 Err(error) => Err(error),
             };
-            let (outcome, moved) = match transfer {
-                Transfer::Read { offset } => (self.was_read(offset, len, result), len.into()),
-                Transfer::Write { offset } => (self.was_written(offset, len, result), len.into()),
-                Transfer::Flush => (self.was_flushed(result), 0),
+            let (op, outcome, moved) = match transfer {
+                Transfer::Read { offset } => (Op::Read, self.was_read(offset, len, result), len.into()),
+                Transfer::Write { offset } => (Op::Write, self.was_written(offset, len, result), len.into()),
+                Transfer::Flush => (Op::Flush, self.was_flushed(result), 0),
             };
+            self.took(op, &outcome, popped_ns, *now.get_or_insert_with(monotonic_ns));
             if let Some(flights) = &mut self.flights {
                 flights.recycle(segments);
             }

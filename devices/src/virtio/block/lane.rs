@@ -10,7 +10,8 @@ use super::backing::Joined;
 use super::flight::Flights;
 use super::outcome::Outcome;
 use super::request::{HEADER_BYTES, Reply, Request, Status, parse};
-use super::{BlockMetrics, Shared, erase};
+use super::{BlockMetrics, Op, Shared, erase};
+use crate::clock::monotonic_ns;
 use crate::irq::Interrupt;
 use crate::mem::{Ram, VolatileSlice};
 use crate::virtio::queue::{Chain, Ring, RingError, copy_in, resolve};
@@ -51,6 +52,9 @@ pub(super) struct Lane {
     pub(super) stalled: bool,
     /// Bytes moved since the driver was told.
     pub(super) unreported: u64,
+    /// When the request that is being looked at was taken off the queue, as [`monotonic_ns`] says. The clock is read at the first
+    /// of a batch and after each that was carried out here: until then those that an engine gets do not begin either.
+    pub(super) popped_ns: u64,
 }
 
 impl Lane {
@@ -70,6 +74,7 @@ impl Lane {
             new_source: None,
             stalled: false,
             unreported: 0,
+            popped_ns: 0,
         }
     }
 
@@ -111,6 +116,7 @@ impl Lane {
         self.catch_up()?;
         self.look_at_cache_mode();
         self.ring.suppress_kicks(&ram)?;
+        let mut first = true;
         for turn in 0..REQUESTS_PER_BATCH {
             if self.flights.as_ref().is_some_and(Flights::is_full) {
                 if self.begun_early()? && !self.flights.as_ref().is_some_and(Flights::is_full) {
@@ -132,6 +138,9 @@ impl Lane {
                     self.metrics().empty_queue_events.inc();
                 }
                 return Ok(Served::Drained);
+            }
+            if std::mem::take(&mut first) {
+                self.popped_ns = monotonic_ns();
             }
             // After the pop: whoever was told of a new backing before making this request gets it.
             self.catch_up()?;
@@ -211,24 +220,36 @@ impl Lane {
 
     /// Carries out `request`; the outcome and the bytes moved.
     fn execute(&mut self, request: Request) -> (Outcome, u64) {
-        match request {
+        let (op, outcome, moved) = match request {
             Request::In { offset, data, len } => {
                 let result = transfer(&mut *self.backing().backend, Direction::In, offset, data);
-                (self.was_read(offset, len, result), u64::from(len))
+                (Op::Read, self.was_read(offset, len, result), u64::from(len))
             }
             Request::Out { offset, data, len } => {
                 let result = transfer(&mut *self.backing().backend, Direction::Out, offset, data);
-                (self.was_written(offset, len, result), u64::from(len))
+                (Op::Write, self.was_written(offset, len, result), u64::from(len))
             }
-            Request::Erase { ranges } => (self.erase(&ranges), 0),
+            Request::Erase { ranges } => (Op::Erase, self.erase(&ranges), 0),
             Request::Flush => {
                 let result = self.flush();
-                (self.was_flushed(result), 0)
+                (Op::Flush, self.was_flushed(result), 0)
             }
             Request::GetId { into } => {
                 let n = copy_in(into, 0, &self.shared.id);
-                (Ok(u32::try_from(n).expect("an identity is 20 bytes")), 0)
+                return (Ok(u32::try_from(n).expect("an identity is 20 bytes")), 0);
             }
+        };
+        let now = monotonic_ns();
+        self.took(op, &outcome, self.popped_ns, now);
+        // The next one is taken off the queue right after.
+        self.popped_ns = now;
+        (outcome, moved)
+    }
+
+    /// Counts the time of a request, if it was carried out.
+    pub(super) fn took(&self, op: Op, outcome: &Outcome, popped_ns: u64, now_ns: u64) {
+        if outcome.is_ok() {
+            self.metrics().time(op).record(now_ns.saturating_sub(popped_ns));
         }
     }
 

@@ -1,10 +1,33 @@
 //! What a disk did.
 
-use crate::metrics::Counter;
+use crate::metrics::{Counter, Histogram};
+
+/// What a request is counted as where its time is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Op {
+    /// A read.
+    Read,
+    /// A write.
+    Write,
+    /// A flush.
+    Flush,
+    /// A discard or a write of zeros.
+    Erase,
+}
+
+impl Op {
+    /// All of them.
+    pub const ALL: [Op; 4] = [Op::Read, Op::Write, Op::Flush, Op::Erase];
+}
 
 /// Counters of a disk, or of one of its queues, since it was made; they survive resets and changes of the backing.
+///
+/// Those of two queues lie in cache lines of their own: each has a thread that writes them.
 #[derive(Debug, Default)]
+#[repr(align(128))]
 pub struct BlockMetrics {
+    /// How long requests took that were carried out, from the queue to their answer, by [`Op`] in the order of [`Op::ALL`].
+    times: [Histogram; Op::ALL.len()],
     /// Bytes read by the guest.
     pub read_bytes: Counter,
     /// Bytes written by the guest.
@@ -65,6 +88,7 @@ impl BlockMetrics {
             interrupts,
             broken,
             swaps,
+            times: _,
         } = self;
         [
             read_bytes,
@@ -95,8 +119,27 @@ impl BlockMetrics {
             for (total, part) in sum.each().into_iter().zip(queue.each()) {
                 total.add(part.get());
             }
+            for (total, part) in sum.times.iter().zip(&queue.times) {
+                total.add(&part.tally());
+            }
         }
         sum
+    }
+
+    /// How long requests of this kind took that were carried out, from the moment they were taken off their queue to their
+    /// answer. One that a rate limit holds is put back: what it waits for that is not in here.
+    #[must_use]
+    pub fn time(&self, op: Op) -> &Histogram {
+        &self.times[op as usize]
+    }
+
+    /// Requests carried out, of any kind.
+    #[must_use]
+    pub fn requests(&self) -> u64 {
+        [&self.read_count, &self.write_count, &self.flush_count, &self.erase_count]
+            .map(Counter::get)
+            .iter()
+            .sum()
     }
 
     /// Requests that the host failed, of any kind.

@@ -38,7 +38,7 @@ pub use config::{
 pub use engine::{Engine, Finished, Transfer};
 pub use erase::Range;
 use limits::Limits;
-pub use metrics::BlockMetrics;
+pub use metrics::{BlockMetrics, Op};
 use request::{ID_BYTES, Rules};
 
 use crate::irq::Interrupt;
@@ -164,6 +164,12 @@ impl BlockHandle {
     #[must_use]
     pub fn metrics(&self) -> BlockMetrics {
         BlockMetrics::sum(&self.0.metrics)
+    }
+
+    /// What each queue did so far.
+    #[must_use]
+    pub fn queues(&self) -> &[BlockMetrics] {
+        &self.0.metrics
     }
 
     /// Requests that the host failed so far. Cheaper than [`BlockHandle::metrics`].

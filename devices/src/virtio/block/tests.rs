@@ -17,6 +17,7 @@ mod erase;
 mod hostile;
 mod model;
 mod queues;
+mod times;
 
 const RINGS: u64 = 0x1000;
 const HEADER: u64 = 0x8000;
