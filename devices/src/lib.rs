@@ -5,7 +5,7 @@
 //! | [`mem`] | guest RAM: checked copies in and out, never a reference into it |
 //! | [`irq`] | the only way a device reaches the guest's CPU |
 //! | [`bus`] | an address map: pure lookup, no device logic |
-//! | [`limiter`] | token buckets over a [`clock`]: how much, and when again |
+//! | [`limiter`] | token buckets over a [`clock`]: how much, when again, and together with whom |
 //! | [`metrics`] | counters that one thread writes and anybody reads |
 //! | [`virtio`] | the contract between a device, its transport and whoever runs it |
 //! | [`pci`] | configuration space, the root bus, MSI-X |

@@ -276,6 +276,7 @@ fn a_driver_switches_the_cache_mode_once_it_agreed_on_that_and_a_reset_forgets_i
             cache: Cache::Writeback,
             serial: String::new(),
             limits: LimiterSpec::default(),
+            group: None,
             queues: std::num::NonZeroU16::MIN,
         };
         let driver = TransportDriver::new(via, Box::new(Block::new(Box::new(disk.clone()), &options)), ram());

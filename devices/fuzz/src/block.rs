@@ -5,7 +5,8 @@ use std::io;
 use std::num::NonZeroU16;
 use std::sync::{Arc, Mutex};
 
-use devices::limiter::LimiterSpec;
+use devices::clock::monotonic_ns;
+use devices::limiter::{Group, LimiterSpec};
 use devices::mem::VolatileSlice;
 use devices::testing::block::MemBackend;
 use devices::testing::engine::Reordered;
@@ -110,6 +111,7 @@ pub fn run(data: &[u8]) {
         let disk = Disk(MemBackend::zeroed(sectors), Arc::clone(&fates));
         if engine { Box::new(Reordered::new(disk, sectors as u64)) } else { Box::new(disk) }
     };
+    let group = Group::new(&LimiterSpec::default(), 0);
     let options = BlockOptions {
         name: "fuzz".into(),
         read_only: input.chance(),
@@ -117,13 +119,15 @@ pub fn run(data: &[u8]) {
         cache: if input.chance() { Cache::Writeback } else { Cache::Unsafe },
         serial: "fuzz".into(),
         limits: limits(&mut input),
+        group: Some(group.clone()),
         queues: NonZeroU16::new(QUEUES as u16).expect("not 0"),
     };
     let block = Block::new(disk(8), &options);
     let (handle, config) = (block.handle(), Arc::clone(block.config()));
     let extra = |input: &mut Input, guest: &mut Guest| match input.byte() % 8 {
         0 => handle.swap_backing(disk(usize::from(input.byte() % 16))),
-        1 => handle.set_limits(limits(input)),
+        1 if input.chance() => handle.set_limits(limits(input)),
+        1 => group.set(&limits(input), monotonic_ns()),
         2 => _ = config.driver_writes(!0, 32, &[input.byte() & 1]),
         3..=5 => request(input, guest),
         _ => fates.lock().expect("no panic goes on").extend(input.take::<4>()),
@@ -132,6 +136,7 @@ pub fn run(data: &[u8]) {
         fates.lock().expect("no panic goes on").clear();
         handle.swap_backing(disk(8));
         handle.set_limits(LimiterSpec::default());
+        group.set(&LimiterSpec::default(), monotonic_ns());
     });
     // An honest driver reads the last sector.
     const HEADER: u64 = 0x1_0000;

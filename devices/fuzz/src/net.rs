@@ -26,6 +26,7 @@ pub fn run(data: &[u8]) {
         mtu: input.chance().then_some(1500),
         rx_limits: limits(&mut input),
         tx_limits: limits(&mut input),
+        group: None,
     };
     let net = Net::new(Box::new(tap.clone()), &options);
     let handle = net.handle();

@@ -33,6 +33,7 @@ fn device(input: &mut Input) -> Box<dyn Idle> {
                 cache: Cache::Writeback,
                 serial: "fuzz".into(),
                 limits: Default::default(),
+                group: None,
                 queues: NonZeroU16::new(QUEUES_MAX).expect("not 0"),
             };
             Box::new(Block::new(Box::new(MemBackend::zeroed(8)), &options))

@@ -3,6 +3,7 @@
 use std::io;
 use std::time::Duration;
 
+use devices::limiter::LimiterSpec;
 use devices::mem::Ram;
 use devices::testing::queue::{give, take};
 use devices::testing::ram;
@@ -95,7 +96,8 @@ pub fn run(data: &[u8]) {
     };
     listen(&host);
     let answer_timeout = if input.chance() { Duration::ZERO } else { Duration::from_secs(3600) };
-    let device = Vsock::new(Box::new(host.clone()), &VsockOptions { guest_cid: CID, answer_timeout });
+    let limits = LimiterSpec::default();
+    let device = Vsock::new(Box::new(host.clone()), &VsockOptions { guest_cid: CID, answer_timeout, limits });
     let extra = |input: &mut Input, _: &mut Guest, ram: &Ram| {
         if input.chance() {
             event(&host, input);

@@ -198,7 +198,7 @@ impl Running for Live {
         let Some(mut ring) = self.ring.take() else { return Served::Drained };
         self.rng.shared.metrics.queue_events.inc();
         if let Some(limits) = self.rng.shared.limits.take().flatten() {
-            self.rng.limiter = Limiter::new(&limits, monotonic_ns());
+            self.rng.limiter.set(&limits, monotonic_ns());
         }
         let result = self.batch(&mut ring);
         let told = ring.wants_interrupt(&self.ram).map(|wanted| {

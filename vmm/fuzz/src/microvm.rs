@@ -83,6 +83,9 @@ impl MicroVm {
             Command::GetMachineConfig => {
                 return Ok(Outcome::MachineConfig(self.resources.machine().clone()));
             }
+            Command::GetRateLimiterGroup(id) => return self.resources.get_group(&id),
+            Command::PatchRateLimiterGroup(id, change) => return self.resources.patch_group(&id, change),
+            Command::DeleteRateLimiterGroup(id) => return self.resources.remove_group(&id),
             Command::Configure(Configure::Drive(spec)) if self.state != State::NotStarted => {
                 return self.resources.plug_drive(&mut Host, spec, |drive| apply(Some(&drive.file)));
             }
@@ -172,6 +175,9 @@ impl MicroVm {
         if !view.boot_source.kernel_image_path.is_empty() {
             put("/boot-source".into(), serde_json::to_vec(&view.boot_source));
         }
+        for (id, limits) in &view.rate_limiter_groups {
+            put(format!("/rate-limiter-groups/{id}"), serde_json::to_vec(limits));
+        }
         for drive in &view.drives {
             put(format!("/drives/{}", drive.drive_id), serde_json::to_vec(drive));
         }
@@ -200,6 +206,9 @@ impl MicroVm {
         let mut configure = |what| self.take(Command::Configure(what)).map(drop);
         configure(Configure::BootSource(file.boot_source))?;
         file.machine_config.into_iter().try_for_each(|spec| configure(Configure::Machine(spec.into())))?;
+        file.rate_limiter_groups
+            .into_iter()
+            .try_for_each(|(id, limits)| configure(Configure::RateLimiterGroup(id, limits)))?;
         file.drives.into_iter().try_for_each(|spec| configure(Configure::Drive(spec)))?;
         file.network_interfaces
             .into_iter()

@@ -11,7 +11,8 @@ use utoipa::OpenApi;
 use crate::events::Event;
 use crate::spec::{
     ActionBody, BootSource, DriveBody, DrivePatch, Entropy, Fault, Logger, MachineConfig, MachineConfigPatch,
-    Metrics, NetworkInterface, NetworkInterfacePatch, Serial, Version, VmConfig, VmInfo, VmStateBody, Vsock,
+    Metrics, NetworkInterface, NetworkInterfacePatch, RateLimiter, Serial, Version, VmConfig, VmInfo,
+    VmStateBody, Vsock,
 };
 
 /// What the microVM is and does. Always allowed.
@@ -108,6 +109,31 @@ fn delete_network_interface() {}
     responses((status = 204), (status = 400, body = Fault)))]
 fn patch_network_interface() {}
 
+/// Make a group of rate limits that drives and interfaces draw on together, beside their own, or give it other ones. Allowed before
+/// the start and after it. (Not in Firecracker.)
+#[utoipa::path(put, path = "/rate-limiter-groups/{group_id}", request_body = RateLimiter,
+    params(("group_id" = String, Path, description = "Alphanumeric characters and underscores")),
+    responses((status = 204), (status = 400, body = Fault)))]
+fn put_rate_limiter_group() {}
+
+/// Change a group of rate limits: a bucket that is missing stays, one of zeros takes the limit away. (Not in Firecracker.)
+#[utoipa::path(patch, path = "/rate-limiter-groups/{group_id}", request_body = RateLimiter,
+    params(("group_id" = String, Path, description = "Alphanumeric characters and underscores")),
+    responses((status = 204), (status = 400, body = Fault)))]
+fn patch_rate_limiter_group() {}
+
+/// The limits of a group. (Not in Firecracker.)
+#[utoipa::path(get, path = "/rate-limiter-groups/{group_id}",
+    params(("group_id" = String, Path, description = "Alphanumeric characters and underscores")),
+    responses((status = 200, body = RateLimiter), (status = 400, body = Fault)))]
+fn get_rate_limiter_group() {}
+
+/// Remove a group of rate limits that no device names. (Not in Firecracker.)
+#[utoipa::path(delete, path = "/rate-limiter-groups/{group_id}",
+    params(("group_id" = String, Path, description = "Alphanumeric characters and underscores")),
+    responses((status = 204), (status = 400, body = Fault)))]
+fn delete_rate_limiter_group() {}
+
 /// Add the random number device, or replace it. Before the start only.
 #[utoipa::path(put, path = "/entropy", request_body = Entropy,
     responses((status = 204), (status = 400, body = Fault)))]
@@ -159,6 +185,10 @@ fn put_metrics() {}
         put_network_interface,
         patch_network_interface,
         delete_network_interface,
+        put_rate_limiter_group,
+        patch_rate_limiter_group,
+        get_rate_limiter_group,
+        delete_rate_limiter_group,
         put_entropy,
         put_vsock,
         put_serial,
@@ -198,7 +228,7 @@ mod tests {
         use crate::api::{Method, route};
         let document: serde_json::Value = serde_json::from_str(&document()).unwrap();
         for (path, methods) in document["paths"].as_object().unwrap() {
-            let path = path.replace("{drive_id}", "a").replace("{iface_id}", "a");
+            let path = path.replace("{drive_id}", "a").replace("{iface_id}", "a").replace("{group_id}", "a");
             for method in methods.as_object().unwrap().keys() {
                 let method = Method::parse(&method.to_uppercase()).unwrap();
                 let has_body = matches!(method, Method::Put | Method::Patch);

@@ -67,6 +67,7 @@ impl From<&Answer> for Reply {
             Ok(Outcome::Version(version)) => Self::shows(ContentType::Json, json(version)),
             Ok(Outcome::VmConfig(config)) => Self::shows(ContentType::Json, json(config)),
             Ok(Outcome::MachineConfig(config)) => Self::shows(ContentType::Json, json(config)),
+            Ok(Outcome::RateLimiter(limiter)) => Self::shows(ContentType::Json, json(limiter)),
             // Firecracker answers 400 to everything it refuses, whoever is at fault, and clients expect no other.
             Err(
                 denial @ (Denial::BeforeStart
@@ -81,6 +82,7 @@ impl From<&Answer> for Reply {
                 | Denial::MachineConfig(_)
                 | Denial::Drive(_)
                 | Denial::Net(_)
+                | Denial::Group(_)
                 | Denial::Entropy(_)
                 | Denial::Vsock(_)
                 | Denial::Logger(_)

@@ -8,8 +8,8 @@ use serde::Deserialize;
 use crate::control::{Command, Configure, Denial, DriveError, NetError, Unplug, VsockError};
 use crate::spec::{
     Action, ActionBody, BootSource, Drive, DriveBody, DrivePatch, Entropy, IdError, Logger, MachineConfig,
-    MachineConfigPatch, Metrics, NetworkInterface, NetworkInterfacePatch, Serial, VmState, VmStateBody,
-    Vsock, check_resource_id,
+    MachineConfigPatch, Metrics, NetworkInterface, NetworkInterfacePatch, RateLimiter, Serial, VmState,
+    VmStateBody, Vsock, check_resource_id,
 };
 
 /// The methods that are understood; any other is answered before it gets here.
@@ -121,8 +121,8 @@ pub enum ApiError {
     /// A resource of Firecracker's that this build hasn't.
     #[error(
         "The requested operation is not supported: this build has no {} /{path}. It has /, /version, /vm, /vm/config, \
-         /actions, /machine-config, /boot-source, /drives, /network-interfaces, /entropy, /vsock, /serial, /logger, /metrics, \
-         /events and /openapi.json.",
+         /actions, /machine-config, /boot-source, /drives, /network-interfaces, /rate-limiter-groups, /entropy, /vsock, /serial, \
+         /logger, /metrics, /events and /openapi.json.",
         method.name()
     )]
     NotSupported {
@@ -167,6 +167,7 @@ fn get(resource: &str, second: Option<&str>) -> Result<Routed, ApiError> {
         ("version", _) => Ok(Command::GetVersion.into()),
         ("vm", Some("config")) => Ok(Command::GetVmConfig.into()),
         ("machine-config", _) => Ok(Command::GetMachineConfig.into()),
+        ("rate-limiter-groups", id) => Ok(Command::GetRateLimiterGroup(checked_id(id)?.to_owned()).into()),
         ("openapi.json", _) => asked(Asked::OpenApi),
         _ if name == "metrics" => asked(Asked::Metrics),
         _ if name == "events" => asked(Asked::Events { since: cursor(query)? }),
@@ -212,6 +213,10 @@ fn put(resource: &str, id: Option<&str>, body: &[u8]) -> Result<Routed, ApiError
             let interface = interface.checked().map_err(|error| Denial::from(NetError::from(error)))?;
             Command::Configure(Configure::NetworkInterface(interface))
         }
+        "rate-limiter-groups" => {
+            let id = checked_id(id)?.to_owned();
+            Command::Configure(Configure::RateLimiterGroup(id, json::<RateLimiter>(body)?))
+        }
         "vsock" => {
             let vsock: Vsock = json(body)?;
             let deprecated = vsock.vsock_id.is_some();
@@ -250,6 +255,10 @@ fn patch(resource: &str, id: Option<&str>, body: &[u8]) -> Result<Routed, ApiErr
             same_interface(id, &patch.iface_id)?;
             Command::PatchNetworkInterface(patch)
         }
+        "rate-limiter-groups" => {
+            let id = checked_id(id)?.to_owned();
+            Command::PatchRateLimiterGroup(id, json::<RateLimiter>(body)?)
+        }
         "vm" => match json::<VmStateBody>(body)?.state {
             VmState::Paused => Command::Pause,
             VmState::Resumed => Command::Resume,
@@ -260,12 +269,13 @@ fn patch(resource: &str, id: Option<&str>, body: &[u8]) -> Result<Routed, ApiErr
 }
 
 fn delete(resource: &str, id: Option<&str>) -> Result<Routed, ApiError> {
-    let of: fn(String) -> Unplug = match resource {
-        "drives" => Unplug::Drive,
-        "network-interfaces" => Unplug::NetworkInterface,
+    let of: fn(String) -> Command = match resource {
+        "drives" => |id| Command::Unplug(Unplug::Drive(id)),
+        "network-interfaces" => |id| Command::Unplug(Unplug::NetworkInterface(id)),
+        "rate-limiter-groups" => Command::DeleteRateLimiterGroup,
         _ => return Err(unknown(Method::Delete, resource)),
     };
-    Ok(Command::Unplug(of(checked_id(id)?.to_owned())).into())
+    Ok(of(checked_id(id)?.to_owned()).into())
 }
 
 fn json<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, ApiError> {

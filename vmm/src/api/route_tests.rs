@@ -301,7 +301,7 @@ fn a_cpu_template_marks_the_request_as_deprecated() {
 #[test]
 fn a_socket_device_is_checked_and_its_id_is_deprecated() {
     let put = |body: &str| asked("PUT /vsock", body);
-    let expected = Vsock { guest_cid: 3, uds_path: "./v.sock".to_owned(), vsock_id: None };
+    let expected = Vsock { guest_cid: 3, uds_path: "./v.sock".to_owned(), ..Vsock::default() };
     let routed = put(r#"{"guest_cid":3,"uds_path":"./v.sock"}"#).unwrap();
     assert_eq!(routed, Command::Configure(Configure::Vsock(expected)).into());
     assert!(put(r#"{"guest_cid":3,"uds_path":"v","vsock_id":"v"}"#).unwrap().deprecated);

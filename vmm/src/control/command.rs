@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 use super::Denial;
 use crate::spec::{
     BootSource, Drive, DrivePatch, Entropy, Logger, MachineConfig, MachineConfigPatch, Metrics,
-    NetworkInterface, NetworkInterfacePatch, Serial, Version, VmConfig, VmInfo, Vsock,
+    NetworkInterface, NetworkInterfacePatch, RateLimiter, Serial, Version, VmConfig, VmInfo, Vsock,
 };
 
 /// One thing to configure before the start.
@@ -30,6 +30,8 @@ pub enum Configure {
     Vsock(Vsock),
     /// `PUT /serial`.
     Serial(Serial),
+    /// `PUT /rate-limiter-groups/{id}`.
+    RateLimiterGroup(String, RateLimiter),
 }
 
 /// A device that is to go while the guest runs.
@@ -61,7 +63,9 @@ pub enum Command {
     GetVmConfig,
     /// `GET /machine-config`.
     GetMachineConfig,
-    /// Change what will be built at the start; a drive or an interface, also after it.
+    /// `GET /rate-limiter-groups/{id}`.
+    GetRateLimiterGroup(String),
+    /// Change what will be built at the start; a drive, an interface or a group of rate limits, also after it.
     Configure(Configure),
     /// `PUT /logger`.
     PutLogger(Logger),
@@ -83,6 +87,10 @@ pub enum Command {
     PatchDrive(DrivePatch),
     /// `PATCH /network-interfaces/{id}`.
     PatchNetworkInterface(NetworkInterfacePatch),
+    /// `PATCH /rate-limiter-groups/{id}`.
+    PatchRateLimiterGroup(String, RateLimiter),
+    /// `DELETE /rate-limiter-groups/{id}`.
+    DeleteRateLimiterGroup(String),
     /// Take a device away from a guest that runs; answered when it has gone, or the guest keeps it.
     Unplug(Unplug),
 }
@@ -100,6 +108,8 @@ pub enum Outcome {
     VmConfig(Box<VmConfig>),
     /// The answer to [`Command::GetMachineConfig`].
     MachineConfig(MachineConfig),
+    /// The answer to [`Command::GetRateLimiterGroup`].
+    RateLimiter(RateLimiter),
 }
 
 /// How a command ended.

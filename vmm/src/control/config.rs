@@ -5,6 +5,7 @@
 
 use std::io;
 
+use super::groups::Groups;
 use super::{BootSourceError, Configure, Denial, DriveError, NetError, Outcome, Unplug, VsockError};
 use crate::machine::plug::Which;
 use crate::spec::{
@@ -121,6 +122,7 @@ pub struct VmResources<H: HostFiles> {
     entropy: Option<Entropy>,
     vsock: Option<VsockEntry<H>>,
     serial: Serial,
+    pub(super) groups: Groups,
 }
 
 impl<H: HostFiles> Default for VmResources<H> {
@@ -133,6 +135,7 @@ impl<H: HostFiles> Default for VmResources<H> {
             entropy: None,
             vsock: None,
             serial: Serial::default(),
+            groups: Groups::default(),
         }
     }
 }
@@ -185,6 +188,7 @@ impl<H: HostFiles> VmResources<H> {
             network_interfaces: self.nets.iter().map(|net| net.spec.clone()).collect(),
             entropy: self.entropy,
             vsock: self.vsock.as_ref().map(|vsock| vsock.spec.clone()),
+            rate_limiter_groups: self.groups.view(),
             ..VmConfig::default()
         }
     }
@@ -211,6 +215,7 @@ impl<H: HostFiles> VmResources<H> {
                 self.vsock = Some(VsockEntry { spec, sockets });
             }
             Configure::Serial(spec) => self.serial = spec,
+            Configure::RateLimiterGroup(id, limits) => self.groups.put(&id, limits)?,
         }
         Ok(Outcome::Done)
     }
@@ -250,6 +255,7 @@ impl<H: HostFiles> VmResources<H> {
         if spec.root {
             return Err(DriveError::LateRoot.into());
         }
+        self.groups.check(spec.group.as_ref()).map_err(DriveError::from)?;
         let file =
             host.open_drive(&spec.path, &spec, None).map_err(|error| DriveError::open(&error, &spec.path))?;
         let entry = DriveEntry { spec, file };
@@ -311,6 +317,7 @@ impl<H: HostFiles> VmResources<H> {
         if spec.root && has_root && place != Some(0) {
             return Err(DriveError::SecondRoot);
         }
+        self.groups.check(spec.group.as_ref())?;
         let replacing = place.map(|index| &self.drives[index].file);
         let file = host
             .open_drive(&spec.path, &spec, replacing)
@@ -352,6 +359,7 @@ impl<H: HostFiles> VmResources<H> {
         if let Some(mac) = spec.guest_mac.filter(|mac| mac_taken(*mac)) {
             return Err(NetError::MacInUse(mac.to_string()));
         }
+        self.groups.check(spec.rate_limiter_group.as_ref())?;
         let replacing = place.map(|index| &self.nets[index].tap);
         let tap = host.open_tap(spec.tap(), replacing).map_err(|error| NetError::OpenTap {
             error: error.to_string(),

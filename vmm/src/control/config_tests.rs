@@ -274,7 +274,7 @@ fn patching_an_interface_merges_limits_and_a_patch_of_nothing_is_success() {
 }
 
 fn vsock(cid: u32, path: &str) -> Configure {
-    Configure::Vsock(Vsock { guest_cid: cid, uds_path: path.to_owned(), vsock_id: None })
+    Configure::Vsock(Vsock { guest_cid: cid, uds_path: path.to_owned(), ..Vsock::default() })
 }
 
 #[test]

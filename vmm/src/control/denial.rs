@@ -55,6 +55,9 @@ pub enum Denial {
     /// `/network-interfaces`.
     #[error("Network config error: {0}")]
     Net(#[from] NetError),
+    /// `/rate-limiter-groups`.
+    #[error("Rate limiter group error: {0}")]
+    Group(#[from] GroupError),
     /// `PUT /entropy`.
     #[error("Entropy device error: {0}")]
     Entropy(String),
@@ -96,6 +99,27 @@ pub enum BootSourceError {
     CommandLine(String),
 }
 
+/// Why a group of rate limits was refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum GroupError {
+    /// There is no such group.
+    #[error("There is no rate limiter group {0:?}: make it with PUT /rate-limiter-groups/{0} first.")]
+    Unknown(String),
+    /// A group that is to go has a device in it.
+    #[error(
+        "The rate limiter group {id:?} is in use by {device:?}: only one that no device names can be removed."
+    )]
+    InUse {
+        /// The group.
+        id: String,
+        /// A drive or an interface.
+        device: String,
+    },
+    /// One too many.
+    #[error("There can be at most {0} rate limiter groups.")]
+    TooMany(usize),
+}
+
 /// Why a drive was refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DriveError {
@@ -112,6 +136,9 @@ pub enum DriveError {
         /// The image.
         path: String,
     },
+    /// Its `rate_limiter_group`.
+    #[error("Unable to create the virtio block device: rate_limiter_group: {0}")]
+    Group(#[from] GroupError),
     /// A drive that is to come while the guest runs is there already.
     #[error("Device ID in use: {0}")]
     IdInUse(String),
@@ -181,6 +208,9 @@ pub enum NetError {
         /// The device.
         name: String,
     },
+    /// Its `rate_limiter_group`.
+    #[error("Could not create the network device: rate_limiter_group: {0}")]
+    Group(#[from] GroupError),
     /// An interface that is to come while the guest runs is there already.
     #[error("Device ID in use: {0}")]
     IdInUse(String),

@@ -170,6 +170,9 @@ impl Driver {
         if let Some(machine) = file.machine_config {
             configure(Configure::Machine(MachineConfigPatch::from(machine)))?;
         }
+        file.rate_limiter_groups
+            .into_iter()
+            .try_for_each(|(id, limits)| configure(Configure::RateLimiterGroup(id, limits)))?;
         file.drives.into_iter().try_for_each(|drive| configure(Configure::Drive(drive)))?;
         file.network_interfaces
             .into_iter()
@@ -342,6 +345,16 @@ impl Driver {
             Command::GetVersion => Ok(Outcome::Version(crate::spec::Version::default())),
             Command::GetVmConfig => Ok(Outcome::VmConfig(Box::new(self.resources.view()))),
             Command::GetMachineConfig => Ok(Outcome::MachineConfig(self.resources.machine().clone())),
+            Command::GetRateLimiterGroup(id) => self.resources.get_group(&id),
+            Command::Configure(what @ Configure::RateLimiterGroup(..)) => {
+                let done = self.resources.configure(&mut self.host, what);
+                self.groups_changed(done)
+            }
+            Command::PatchRateLimiterGroup(id, change) => {
+                let done = self.resources.patch_group(&id, change);
+                self.groups_changed(done)
+            }
+            Command::DeleteRateLimiterGroup(id) => self.resources.remove_group(&id),
             Command::Configure(what) if self.machine.is_some() => self.plug(what),
             Command::Configure(what) => self.resources.configure(&mut self.host, what),
             // It takes time: see `take_commands`.
@@ -405,6 +418,16 @@ impl Driver {
                 })
             }
         }
+    }
+
+    /// Who waits for limits that have changed does not know.
+    fn groups_changed(&self, done: Answer) -> Answer {
+        if done.is_ok()
+            && let Some(machine) = &self.machine
+        {
+            machine.limits_changed();
+        }
+        done
     }
 
     pub(super) fn machine(&self) -> Result<&Machine, Denial> {

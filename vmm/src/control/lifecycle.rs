@@ -49,10 +49,16 @@ pub enum Verdict {
 pub fn admit(state: State, command: &Command) -> Verdict {
     use State::{Ended, NotStarted, Paused, Running};
     match command {
-        Command::GetInfo | Command::GetVersion | Command::GetVmConfig | Command::GetMachineConfig => {
-            Verdict::Do
-        }
-        Command::Configure(Configure::Drive(_) | Configure::NetworkInterface(_)) => match state {
+        Command::GetInfo
+        | Command::GetVersion
+        | Command::GetVmConfig
+        | Command::GetMachineConfig
+        | Command::GetRateLimiterGroup(_) => Verdict::Do,
+        Command::Configure(
+            Configure::Drive(_) | Configure::NetworkInterface(_) | Configure::RateLimiterGroup(..),
+        )
+        | Command::PatchRateLimiterGroup(..)
+        | Command::DeleteRateLimiterGroup(_) => match state {
             NotStarted | Running | Paused => Verdict::Do,
             Ended => Verdict::Deny(Denial::Ended),
         },
@@ -95,14 +101,15 @@ mod tests {
     use super::super::Unplug;
     use super::*;
     use crate::spec::{
-        BootSource, DrivePatch, Entropy, Logger, MachineConfigPatch, Metrics, NetworkInterfacePatch, Serial,
-        Vsock,
+        BootSource, DrivePatch, Entropy, Logger, MachineConfigPatch, Metrics, NetworkInterfacePatch,
+        RateLimiter, Serial, Vsock,
     };
 
     const STATES: [State; 4] = [State::NotStarted, State::Running, State::Paused, State::Ended];
 
     fn reads() -> Vec<Command> {
-        vec![Command::GetInfo, Command::GetVersion, Command::GetVmConfig, Command::GetMachineConfig]
+        let group = Command::GetRateLimiterGroup(String::new());
+        vec![Command::GetInfo, Command::GetVersion, Command::GetVmConfig, Command::GetMachineConfig, group]
     }
 
     fn before_the_start() -> Vec<Command> {
@@ -140,8 +147,17 @@ mod tests {
         ]
     }
 
+    fn at_any_time() -> Vec<Command> {
+        let (id, limits) = (String::new(), RateLimiter::default());
+        vec![
+            Command::Configure(Configure::RateLimiterGroup(id.clone(), limits)),
+            Command::PatchRateLimiterGroup(id.clone(), limits),
+            Command::DeleteRateLimiterGroup(id),
+        ]
+    }
+
     fn every_command() -> Vec<Command> {
-        [reads(), before_the_start(), after_the_start()].concat()
+        [reads(), before_the_start(), after_the_start(), at_any_time()].concat()
     }
 
     /// The state after a command that was admitted and worked.
@@ -183,6 +199,16 @@ mod tests {
                 denial.to_string(),
                 "The requested operation is not supported before starting the microVM."
             );
+            assert_eq!(admit(State::Ended, &command), Verdict::Deny(Denial::Ended));
+        }
+    }
+
+    #[test]
+    fn groups_of_rate_limits_change_until_the_end() {
+        for command in at_any_time() {
+            for state in [State::NotStarted, State::Running, State::Paused] {
+                assert_eq!(admit(state, &command), Verdict::Do);
+            }
             assert_eq!(admit(State::Ended, &command), Verdict::Deny(Denial::Ended));
         }
     }

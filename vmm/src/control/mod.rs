@@ -15,11 +15,12 @@ mod denial;
 pub mod driver;
 pub mod end;
 mod files;
+mod groups;
 mod lifecycle;
 mod planning;
 mod plug;
 
 pub use command::{Answer, Command, CommandSender, Configure, Envelope, Outcome, ReplySlot, Unplug, channel};
 pub use config::{BootEntry, DriveChange, DriveEntry, HostFiles, NetEntry, VmResources, VsockEntry};
-pub use denial::{BootSourceError, Denial, DriveError, NetError, VsockError};
+pub use denial::{BootSourceError, Denial, DriveError, GroupError, NetError, VsockError};
 pub use lifecycle::{State, Verdict, admit};

@@ -3,7 +3,7 @@
 use std::num::NonZeroU16;
 use std::sync::Arc;
 
-use devices::limiter::{BucketSpec, LimiterSpec};
+use devices::limiter::{BucketSpec, Group, LimiterSpec};
 use devices::virtio::block::{BlockOptions, Cache};
 
 use super::Denial;
@@ -43,8 +43,8 @@ impl Driver {
             initrd: boot.initrd.as_ref().map(clone).transpose()?,
             boot_args: boot.spec.boot_args_or_default().to_owned(),
             root: self.resources.drives().first().and_then(root_of),
-            drives: self.resources.drives().iter().map(drive_plan).collect(),
-            nets: self.resources.nets().iter().map(net_plan).collect(),
+            drives: self.resources.drives().iter().map(|drive| self.drive_plan(drive)).collect(),
+            nets: self.resources.nets().iter().map(|net| self.net_plan(net)).collect(),
             entropy: self
                 .resources
                 .entropy()
@@ -59,7 +59,16 @@ impl Driver {
         let host = UnixHost::new(Arc::clone(&vsock.sockets), self.options.descriptors_max).map_err(|e| {
             Denial::Start(format!("the socket device's host side can't wait for events: {e}"))
         })?;
-        Ok(VsockPlan { guest_cid: vsock.spec.guest_cid, host })
+        let limits = vsock.spec.rate_limiter.map_or_else(LimiterSpec::default, limiter_spec);
+        Ok(VsockPlan { guest_cid: vsock.spec.guest_cid, host, limits })
+    }
+
+    fn drive_plan(&self, drive: &DriveEntry<Host>) -> DrivePlan {
+        drive_plan(drive, self.resources.group(drive.spec.group.as_ref()))
+    }
+
+    fn net_plan(&self, net: &NetEntry<Host>) -> NetPlan {
+        net_plan(net, self.resources.group(net.spec.rate_limiter_group.as_ref()))
     }
 }
 
@@ -74,7 +83,7 @@ fn root_of(drive: &DriveEntry<Host>) -> Option<Root> {
     })
 }
 
-pub(super) fn drive_plan(drive: &DriveEntry<Host>) -> DrivePlan {
+pub(super) fn drive_plan(drive: &DriveEntry<Host>, group: Option<&Group>) -> DrivePlan {
     let spec = &drive.spec;
     DrivePlan {
         id: spec.id.clone(),
@@ -89,13 +98,14 @@ pub(super) fn drive_plan(drive: &DriveEntry<Host>) -> DrivePlan {
             },
             serial: spec.serial.clone().unwrap_or_else(|| spec.id.clone()),
             limits: spec.limiter.map_or_else(LimiterSpec::default, limiter_spec),
+            group: group.cloned(),
             queues: NonZeroU16::MIN,
         },
         queues: spec.queues,
     }
 }
 
-pub(super) fn net_plan(net: &NetEntry<Host>) -> NetPlan {
+pub(super) fn net_plan(net: &NetEntry<Host>, group: Option<&Group>) -> NetPlan {
     let spec = &net.spec;
     let limits = |limiter: Option<RateLimiter>| limiter.map_or_else(LimiterSpec::default, limiter_spec);
     NetPlan {
@@ -105,6 +115,7 @@ pub(super) fn net_plan(net: &NetEntry<Host>) -> NetPlan {
         mtu: spec.mtu,
         rx_limits: limits(spec.rx_rate_limiter),
         tx_limits: limits(spec.tx_rate_limiter),
+        group: group.cloned(),
     }
 }
 

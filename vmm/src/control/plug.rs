@@ -31,18 +31,25 @@ impl Driver {
         if !machine.has_slots() {
             return Err(Denial::NoPci);
         }
+        let group = match &what {
+            Configure::Drive(spec) => spec.group.as_ref(),
+            Configure::NetworkInterface(spec) => spec.rate_limiter_group.as_ref(),
+            _ => None,
+        };
+        let group = self.resources.group(group).cloned();
         let (id, which, done) = match what {
             Configure::Drive(spec) => {
                 let (id, which) = (spec.id.clone(), Which::Drive(self.resources.drives().len()));
                 let plug = |drive: &DriveEntry<Host>| {
-                    machine.plug_drive(drive_plan(drive)).map_err(|error| error.to_string())
+                    machine.plug_drive(drive_plan(drive, group.as_ref())).map_err(|error| error.to_string())
                 };
                 (id, which, self.resources.plug_drive(&mut self.host, spec, plug))
             }
             Configure::NetworkInterface(spec) => {
                 let (id, which) = (spec.iface_id.clone(), Which::Net(self.resources.nets().len()));
-                let plug =
-                    |net: &NetEntry<Host>| machine.plug_net(net_plan(net)).map_err(|error| error.to_string());
+                let plug = |net: &NetEntry<Host>| {
+                    machine.plug_net(net_plan(net, group.as_ref())).map_err(|error| error.to_string())
+                };
                 (id, which, self.resources.plug_net(&mut self.host, spec, plug))
             }
             _ => return Err(Denial::AfterStart),

@@ -94,6 +94,7 @@ impl Maker {
             mtu: plan.mtu,
             rx_limits: plan.rx_limits,
             tx_limits: plan.tx_limits,
+            group: plan.group,
         };
         let net = Net::new(Box::new(plan.tap), &options);
         let handle = net.handle();
@@ -112,7 +113,8 @@ impl Maker {
 
     /// The socket device.
     pub(super) fn vsock(&self, plan: VsockPlan) -> Result<Made<VsockHandle>, BuildError> {
-        let options = VsockOptions { guest_cid: plan.guest_cid, answer_timeout: ANSWER_TIMEOUT };
+        let VsockPlan { guest_cid, limits, .. } = plan;
+        let options = VsockOptions { guest_cid, answer_timeout: ANSWER_TIMEOUT, limits };
         let vsock = Vsock::new(Box::new(plan.host), &options);
         let handle = vsock.handle();
         self.make(Kind::Vsock, "vsock", Box::new(vsock), handle, |handle| {

@@ -103,6 +103,11 @@ impl Machine {
         }
     }
 
+    /// Has all devices look again: limits that several have together have changed.
+    pub fn limits_changed(&self) {
+        self.workers().for_each(|worker| worker.handle().kick_all());
+    }
+
     /// Changes the limits of interface `index`.
     pub fn change_net(&self, index: usize, rx: LimiterSpec, tx: LimiterSpec) {
         if let Some(net) = self.nets.get(index) {

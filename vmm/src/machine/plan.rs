@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::num::NonZeroU16;
 
-use devices::limiter::LimiterSpec;
+use devices::limiter::{Group, LimiterSpec};
 use devices::virtio::block::BlockOptions;
 
 use crate::arch::x86_64::cpuid::Topology;
@@ -74,6 +74,8 @@ pub struct NetPlan {
     pub rx_limits: LimiterSpec,
     /// Limits of what the guest sends.
     pub tx_limits: LimiterSpec,
+    /// Limits that it has together with other devices.
+    pub group: Option<Group>,
 }
 
 /// A socket device.
@@ -82,4 +84,6 @@ pub struct VsockPlan {
     pub guest_cid: u32,
     /// The host's side.
     pub host: UnixHost,
+    /// Limits of both directions together.
+    pub limits: LimiterSpec,
 }

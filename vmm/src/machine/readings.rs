@@ -133,6 +133,8 @@ impl MetricSource for Vsock {
             ("tx_packets_count", m.tx_packets.get()),
             ("rx_interrupt_count", m.rx_interrupts.get()),
             ("tx_interrupt_count", m.tx_interrupts.get()),
+            ("rx_rate_limiter_throttled", m.rx_throttled.get()),
+            ("tx_rate_limiter_throttled", m.tx_throttled.get()),
             ("no_rx_avail_buffer", m.rx_no_buffers.get()),
             ("conns_added", m.added.get()),
             ("conns_killed", m.killed.get()),

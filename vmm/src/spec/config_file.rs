@@ -1,11 +1,13 @@
 //! The same requests in one file: `--config-file`.
 
+use std::collections::BTreeMap;
+
 use serde::Deserialize;
 use serde_json::Value;
 
 use super::{
     BootSource, Drive, DriveBody, DriveSpecError, Entropy, IdError, Logger, MachineConfig, Metrics,
-    NetSpecError, NetworkInterface, Vsock, VsockSpecError, check_resource_id,
+    NetSpecError, NetworkInterface, RateLimiter, Vsock, VsockSpecError, check_resource_id,
 };
 
 /// A whole microVM in one JSON object; its keys are the paths of the requests. Unknown keys are ignored, as
@@ -28,6 +30,8 @@ pub struct ConfigFile {
     pub logger: Option<Logger>,
     /// Where to write metrics.
     pub metrics: Option<Metrics>,
+    /// Rate limits that devices have together, by name (an addition to Firecracker's sections).
+    pub rate_limiter_groups: BTreeMap<String, RateLimiter>,
 }
 
 /// Why a configuration file was refused.
@@ -71,6 +75,8 @@ struct Wire {
     #[serde(default)]
     pmem: Vec<Value>,
     memory_hotplug: Option<Value>,
+    #[serde(default)]
+    rate_limiter_groups: BTreeMap<String, RateLimiter>,
 }
 
 impl ConfigFile {
@@ -92,6 +98,7 @@ impl ConfigFile {
         }
         let check_id =
             |id: &str| check_resource_id(id).map_err(|error| ConfigFileError::Id(id.to_owned(), error));
+        wire.rate_limiter_groups.keys().try_for_each(|id| check_id(id))?;
         let mut drives = Vec::with_capacity(wire.drives.len());
         for body in wire.drives {
             check_id(&body.drive_id)?;
@@ -113,6 +120,7 @@ impl ConfigFile {
             vsock: wire.vsock.map(Vsock::checked).transpose()?,
             logger: wire.logger,
             metrics: wire.metrics,
+            rate_limiter_groups: wire.rate_limiter_groups,
         })
     }
 }
@@ -157,6 +165,14 @@ mod tests {
             parse(r#""vsock":{"guest_cid":2,"uds_path":"v"}"#).unwrap_err().to_string(),
             "The socket device in the configuration file: The guest_cid 2 is reserved: it must be 3 to 4294967294."
         );
+    }
+
+    #[test]
+    fn groups_of_rate_limits_are_named_by_ids() {
+        let parse = |rest: &str| ConfigFile::parse(format!("{SMALLEST},{rest}}}").as_bytes());
+        let groups = r#""rate-limiter-groups":{"g":{"ops":{"size":1,"refill_time":1}}}"#;
+        assert_eq!(parse(groups).unwrap().rate_limiter_groups["g"].ops.unwrap().size, 1);
+        assert!(matches!(parse(r#""rate-limiter-groups":{"a-b":{}}"#), Err(ConfigFileError::Id(..))));
     }
 
     #[test]

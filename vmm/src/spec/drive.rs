@@ -71,6 +71,9 @@ pub struct DriveBody {
     /// that the guest writes keep their blocks (an addition to Firecracker's fields).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub discard: Option<bool>,
+    /// Name of a group of rate limits (`/rate-limiter-groups`) that the drive draws on, too (an addition to Firecracker's fields).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate_limiter_group: Option<String>,
 }
 
 /// A drive that can be had, as far as its description goes.
@@ -100,6 +103,8 @@ pub struct Drive {
     pub direct: bool,
     /// Whether the guest may give blocks back.
     pub discard: bool,
+    /// Limits that it has together with other devices.
+    pub group: Option<String>,
 }
 
 /// Why a drive's description was refused.
@@ -162,6 +167,7 @@ impl TryFrom<DriveBody> for Drive {
             queues: queues.transpose()?,
             direct: body.direct.unwrap_or(false),
             discard: body.discard.unwrap_or(true),
+            group: body.rate_limiter_group,
         })
     }
 }

@@ -81,6 +81,10 @@ pub struct NetworkInterface {
     /// Descriptor of an already open TAP device, inherited by the VMM (an addition to Firecracker's fields).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host_dev_fd: Option<RawFd>,
+    /// Name of a group of rate limits (`/rate-limiter-groups`) that both directions draw on, too (an addition to Firecracker's
+    /// fields).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate_limiter_group: Option<String>,
 }
 
 /// Where the TAP device of an interface comes from.

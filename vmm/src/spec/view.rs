@@ -1,5 +1,6 @@
 //! What a client is shown: the bodies of `GET` answers and of refusals.
 
+use std::collections::BTreeMap;
 use std::num::NonZeroU16;
 
 use serde::Serialize;
@@ -87,6 +88,8 @@ pub struct DriveView {
     pub direct: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub discard: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rate_limiter_group: Option<String>,
 }
 
 impl From<&Drive> for DriveView {
@@ -105,6 +108,7 @@ impl From<&Drive> for DriveView {
             num_queues: drive.queues.map(NonZeroU16::get),
             direct: drive.direct.then_some(true),
             discard: (!drive.discard).then_some(false),
+            rate_limiter_group: drive.group.clone(),
         }
     }
 }
@@ -134,6 +138,9 @@ pub struct VmConfig {
     pub pmem: Vec<()>,
     #[schema(value_type = Option<Object>)]
     pub memory_hotplug: Option<()>,
+    /// Missing if there are none: Firecracker knows none.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub rate_limiter_groups: BTreeMap<String, RateLimiter>,
 }
 
 #[cfg(test)]

@@ -3,6 +3,8 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::RateLimiter;
+
 /// Smallest context id that a guest can have: those below are reserved (virtio 1.2 §5.10.4).
 pub const GUEST_CID_MIN: u32 = 3;
 /// Largest: the one above means any.
@@ -22,6 +24,9 @@ pub struct Vsock {
     /// Deprecated; ignored.
     #[serde(default, skip_serializing)]
     pub vsock_id: Option<String>,
+    /// Limits on payload, of both directions together (an addition to Firecracker's fields).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate_limiter: Option<RateLimiter>,
 }
 
 /// Why the description of a socket device was refused.
@@ -37,10 +42,11 @@ impl Vsock {
     ///
     /// # Errors
     /// [`VsockSpecError`] names the field.
-    pub fn checked(self) -> Result<Self, VsockSpecError> {
+    pub fn checked(mut self) -> Result<Self, VsockSpecError> {
         if !(GUEST_CID_MIN..=GUEST_CID_MAX).contains(&self.guest_cid) {
             return Err(VsockSpecError::Cid(self.guest_cid));
         }
+        self.rate_limiter = self.rate_limiter.and_then(RateLimiter::effective);
         Ok(self)
     }
 }
@@ -59,6 +65,8 @@ mod tests {
             let text = check(cid).unwrap_err().to_string();
             assert_eq!(text, format!("The guest_cid {cid} is reserved: it must be 3 to 4294967294."));
         }
+        let limited = r#"{"guest_cid":3,"uds_path":"v","rate_limiter":{"ops":{"size":0,"refill_time":1}}}"#;
+        assert_eq!(serde_json::from_str::<Vsock>(limited).unwrap().checked().unwrap().rate_limiter, None);
         assert!(check(u64::from(GUEST_CID_MAX)).is_ok());
         assert_eq!(serde_json::to_string(&check(3).unwrap()).unwrap(), r#"{"guest_cid":3,"uds_path":"v"}"#);
     }

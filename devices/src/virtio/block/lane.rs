@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::backend::{Direction, Erasure, transfer};
 use super::backing::Joined;
 use super::flight::Flights;
+use super::limits::Gate;
 use super::outcome::Outcome;
 use super::request::{HEADER_BYTES, Reply, Request, Status, parse};
 use super::{BlockMetrics, Op, Shared, erase};
@@ -55,12 +56,14 @@ pub(super) struct Lane {
     /// When the request that is being looked at was taken off the queue, as [`monotonic_ns`] says. The clock is read at the first
     /// of a batch and after each that was carried out here: until then those that an engine gets do not begin either.
     pub(super) popped_ns: u64,
+    gate: Gate,
 }
 
 impl Lane {
     pub(super) fn new(index: u16, shared: Arc<Shared>, session: Arc<Session>, ring: Ring) -> Self {
         let chain = Chain::with_room_for(ring.size());
         let write_through = shared.writes_through(session.features);
+        let gate = shared.limits.gate();
         Self {
             index,
             shared,
@@ -75,6 +78,7 @@ impl Lane {
             stalled: false,
             unreported: 0,
             popped_ns: 0,
+            gate,
         }
     }
 
@@ -167,13 +171,13 @@ impl Lane {
 
     /// Puts the popped chain back if a rate limit holds it.
     fn throttle(&mut self) -> Option<Served> {
-        if !self.shared.limits.is_on() {
+        if !self.gate.is_on() {
             return None;
         }
         // What is left of the chain beside header and status is data, one way or the other.
         let out = u64::from(self.chain.readable_bytes()).saturating_sub(HEADER_BYTES as u64);
         let bytes = out.max(u64::from(self.chain.writable_bytes()).saturating_sub(1));
-        let wait = self.shared.limits.consume(bytes).err()?;
+        let wait = self.gate.consume(bytes).err()?;
         self.ring.undo_pop();
         self.metrics().throttled.inc();
         Some(Served::After(wait))
@@ -274,7 +278,7 @@ impl Lane {
                 result = backend.flush().and(result);
             }
             match result {
-                Ok(written) => self.shared.limits.charge_bytes(written),
+                Ok(written) => self.gate.charge_bytes(written),
                 Err(error) => {
                     self.metrics().erase_failures.inc();
                     return Err(self.host_failed("erasing", offset, &error));

@@ -42,7 +42,7 @@ pub use metrics::{BlockMetrics, Op};
 use request::{ID_BYTES, Rules};
 
 use crate::irq::Interrupt;
-use crate::limiter::LimiterSpec;
+use crate::limiter::{Group, LimiterSpec};
 use crate::log_limit::LogLimit;
 use crate::virtio::{ConfigSpace, DeviceKind, Granted, Idle, Running, StartFailed};
 
@@ -78,6 +78,8 @@ pub struct BlockOptions {
     pub serial: String,
     /// Rate limits from the start, of all queues together.
     pub limits: LimiterSpec,
+    /// Limits that it has together with other devices, beside its own.
+    pub group: Option<Group>,
     /// Queues on offer: 1 to [`QUEUES_MAX`].
     pub queues: NonZeroU16,
 }
@@ -208,7 +210,7 @@ impl Block {
             id,
             config,
             backings: Backings::new(backend, queues.into(), flushes),
-            limits: Limits::new(&options.limits),
+            limits: Limits::new(&options.limits, options.group.as_ref()),
             metrics: (0..queues).map(|_| BlockMetrics::default()).collect(),
             log: Mutex::default(),
             wire: Mutex::default(),

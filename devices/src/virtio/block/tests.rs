@@ -40,6 +40,7 @@ fn options() -> BlockOptions {
         cache: Cache::Writeback,
         serial: "yun-0".into(),
         limits: LimiterSpec::default(),
+        group: None,
         queues: NonZeroU16::MIN,
     }
 }

@@ -22,7 +22,7 @@ pub use frame_io::{FrameIo, Offloads, SLICES_MAX};
 pub use metrics::NetMetrics;
 
 use crate::clock::monotonic_ns;
-use crate::limiter::{Limiter, LimiterSpec};
+use crate::limiter::{Group, Limiter, LimiterSpec};
 use crate::log_limit::LogLimit;
 use crate::mailbox::Mailbox;
 use crate::virtio::queue::F_COMMON;
@@ -97,6 +97,8 @@ pub struct NetOptions {
     pub rx_limits: LimiterSpec,
     /// Rate limits on what the guest sends, from the start.
     pub tx_limits: LimiterSpec,
+    /// Limits that both directions have together with other devices, beside their own.
+    pub group: Option<Group>,
 }
 
 /// Changes that wait for the device's thread.
@@ -164,8 +166,8 @@ impl Net {
             name: options.name.clone(),
             offered: F_ALWAYS | mac | mtu,
             wire,
-            rx_limiter: Limiter::new(&options.rx_limits, now),
-            tx_limiter: Limiter::new(&options.tx_limits, now),
+            rx_limiter: Limiter::new(&options.rx_limits, now).within(options.group.as_ref()),
+            tx_limiter: Limiter::new(&options.tx_limits, now).within(options.group.as_ref()),
             log: LogLimit::default(),
         }
     }
@@ -181,10 +183,10 @@ impl Net {
         let Some(changes) = self.shared.changes.take() else { return };
         let now = monotonic_ns();
         if let Some(limits) = changes.rx_limits {
-            self.rx_limiter = Limiter::new(&limits, now);
+            self.rx_limiter.set(&limits, now);
         }
         if let Some(limits) = changes.tx_limits {
-            self.tx_limiter = Limiter::new(&limits, now);
+            self.tx_limiter.set(&limits, now);
         }
     }
 

@@ -106,6 +106,7 @@ impl Rx {
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
                     self.readable = false;
+                    net.rx_limiter.release();
                     return Ok(Served::Drained);
                 }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}

@@ -10,6 +10,7 @@ use zerocopy::{FromZeros, IntoBytes};
 
 use super::packet::{HEADER_BYTES, Header, Refusal};
 use super::{EVENT_QUEUE, F_SEQPACKET, RX_QUEUE, TX_QUEUE, Vsock};
+use crate::clock::monotonic_ns;
 use crate::irq::Interrupt;
 use crate::mem::{GuestMemoryMmap, Ram, VolatileSlice};
 use crate::virtio::queue::{Chain, Ring, RingError, advance, copy_in, copy_out, resolve, truncate};
@@ -100,6 +101,10 @@ pub(super) struct Live {
     tx: Option<Side>,
     /// The guest's packets wait until it takes answers.
     tx_stalled: bool,
+    /// They wait for the rate limit.
+    tx_held: bool,
+    /// How long until the rate limit lets either side go on, as this turn found it.
+    held_for: Option<Duration>,
     broken: bool,
 }
 
@@ -111,7 +116,17 @@ impl Live {
         let rx = sides.next().flatten();
         let tx = sides.next().flatten();
         vsock.mux.start(features & F_SEQPACKET != 0);
-        Self { vsock, ram, interrupt, rx, tx, tx_stalled: false, broken: false }
+        Self {
+            vsock,
+            ram,
+            interrupt,
+            rx,
+            tx,
+            tx_stalled: false,
+            tx_held: false,
+            held_for: None,
+            broken: false,
+        }
     }
 
     /// One turn of everything: packets of the guest if `tx` says that there are some, then packets for it.
@@ -131,15 +146,18 @@ impl Live {
 
     fn try_turn(&mut self, tx: bool, mut more: bool) -> Result<Served, RingError> {
         let wait = self.vsock.mux.expire();
-        if tx || self.tx_stalled {
+        self.held_for = None;
+        if tx || self.tx_stalled || self.tx_held {
             more |= self.take_packets()?;
         }
         more |= self.hand_packets()?;
         // The answers that were in the way are gone.
         more |= self.tx_stalled && !self.vsock.mux.is_choked();
-        Ok(match wait.or_else(|| self.vsock.mux.expire()) {
+        let deadline =
+            wait.or_else(|| self.vsock.mux.expire()).map(|wait| wait.max(Duration::from_millis(1)));
+        Ok(match deadline.into_iter().chain(self.held_for).min() {
             _ if more => Served::More,
-            Some(wait) => Served::After(wait.max(Duration::from_millis(1))),
+            Some(wait) => Served::After(wait),
             None => Served::Drained,
         })
     }
@@ -147,10 +165,11 @@ impl Live {
     /// Takes packets of the guest's; whether there may be more.
     fn take_packets(&mut self) -> Result<bool, RingError> {
         let Some(Side { ring, chain }) = &mut self.tx else { return Ok(false) };
-        let mux = &mut self.vsock.mux;
+        let Vsock { mux, tx_limiter: limiter, .. } = &mut self.vsock;
         let ram = &*self.ram;
         let mut slices = Vec::new();
         self.tx_stalled = false;
+        self.tx_held = false;
         ring.suppress_kicks(ram)?;
         for _ in 0..PACKETS_PER_BATCH {
             if mux.is_choked() {
@@ -165,9 +184,19 @@ impl Live {
                 }
                 return Ok(false);
             }
+            let got = chain.readable_bytes();
+            // What has no payload, an answer or a word about room, is never held.
+            let payload = u64::from(got).saturating_sub(HEADER_BYTES as u64);
+            let limited = payload > 0 && !limiter.is_off();
+            if limited && let Err(wait) = limiter.check(monotonic_ns(), payload) {
+                ring.undo_pop();
+                mux.metrics().tx_throttled.inc();
+                self.tx_held = true;
+                self.held_for = Some(wait);
+                return Ok(false);
+            }
             slices.clear();
             resolve(ram, chain.readable(), &mut slices)?;
-            let got = chain.readable_bytes();
             let mut header = Header::new_zeroed();
             if copy_out(&slices, header.as_mut_bytes()) < HEADER_BYTES {
                 mux.refuse(&header, Refusal::ShortHeader { got });
@@ -176,6 +205,9 @@ impl Live {
                 let payload = truncate(payload, header.len.get() as usize);
                 let there = got - u32::try_from(HEADER_BYTES).expect("44");
                 mux.take(&header, payload, there);
+            }
+            if limited {
+                limiter.charge(payload);
             }
             ring.finish(ram, chain.head(), 0)?;
         }
@@ -188,13 +220,15 @@ impl Live {
     /// with the same header but for its length.
     fn hand_packets(&mut self) -> Result<bool, RingError> {
         let Some(Side { ring, chain }) = &mut self.rx else { return Ok(false) };
-        let mux = &mut self.vsock.mux;
+        let Vsock { mux, rx_limiter: limiter, .. } = &mut self.vsock;
         let ram = &*self.ram;
         // A kick is wanted only when buffers run out.
         ring.suppress_kicks(ram)?;
         let mut room = Room::default();
         let mut scratch = Vec::new();
         let (mut handed, mut ahead) = (0, 1);
+        let limited = !limiter.is_off();
+        let held_before = self.held_for;
         let more = loop {
             if handed >= PACKETS_PER_BATCH {
                 break true;
@@ -213,17 +247,36 @@ impl Live {
                 mux.metrics().rx_no_buffers.inc();
                 break false;
             };
-            let Some(header) = mux.next(room.payload(), first, &mut scratch) else { break false };
+            // How much there is to receive is known only afterwards: it is paid for then.
+            let mut may_receive = || {
+                let Err(wait) = limiter.check(monotonic_ns(), 1) else { return true };
+                self.held_for = Some(self.held_for.map_or(wait, |other| other.min(wait)));
+                false
+            };
+            let may_receive: Option<&mut dyn FnMut() -> bool> =
+                if limited { Some(&mut may_receive) } else { None };
+            let Some(header) = mux.next(room.payload(), first, &mut scratch, may_receive) else {
+                break false;
+            };
             let len = header.len.get();
             ahead = if len as usize >= first { BUFFERS_AHEAD } else { 1 };
             mux.metrics().rx_bytes.add(len.into());
             for (head, bytes) in room.fill(header) {
                 mux.metrics().rx_packets.inc();
+                if bytes > 0 {
+                    limiter.charge(bytes.into());
+                }
                 ring.finish(ram, head, bytes + u32::try_from(HEADER_BYTES).expect("44"))?;
                 handed += 1;
             }
         };
         room.held.iter().for_each(|_| ring.undo_pop());
+        if self.held_for == held_before {
+            // There was nothing to receive after all.
+            limiter.release();
+        } else {
+            mux.metrics().rx_throttled.inc();
+        }
         Ok(more)
     }
 

@@ -15,6 +15,8 @@ pub struct VsockMetrics {
     pub rx_interrupts: Counter,
     /// Times there was something for the guest and no buffer.
     pub rx_no_buffers: Counter,
+    /// Times a rate limit held what there was for the guest.
+    pub rx_throttled: Counter,
     /// Receives that the host failed.
     pub rx_read_failures: Counter,
     /// Packets that the guest sent.
@@ -25,6 +27,8 @@ pub struct VsockMetrics {
     pub tx_queue_events: Counter,
     /// Interrupts raised for the transmit queue.
     pub tx_interrupts: Counter,
+    /// Times a rate limit held the transmit queue.
+    pub tx_throttled: Counter,
     /// Packets turned down: malformed, or unexpected.
     pub tx_refused: Counter,
     /// Times the transmit queue had to wait because the guest does not take the answers.

@@ -10,6 +10,8 @@
 //! connection only; a guest that reads slowly holds up its own peer. Whatever the guest sends that fits nothing is answered by
 //! OP_RST and counted.
 //!
+//! Rate limits are of both directions together: bytes of payload, and packets that have any.
+//!
 //! Who listens where on the host, and under which names, is the [`HostSide`]'s business.
 
 mod backlog;
@@ -36,6 +38,8 @@ pub use packet::{
 };
 pub use table::{CONNECTIONS_MAX, WIDE_WINDOW_BYTES, WINDOW_BYTES};
 
+use crate::clock::monotonic_ns;
+use crate::limiter::{Group, Limiter, LimiterSpec};
 use crate::virtio::queue::F_COMMON;
 use crate::virtio::{ConfigSpace, DeviceKind, Granted, Idle, Running, StartFailed};
 
@@ -63,6 +67,8 @@ pub struct VsockOptions {
     pub guest_cid: u32,
     /// See [`ANSWER_TIMEOUT`].
     pub answer_timeout: Duration,
+    /// Rate limits on payload, of both directions together.
+    pub limits: LimiterSpec,
 }
 
 /// What the device and its handles share.
@@ -88,6 +94,8 @@ pub struct Vsock {
     config: Arc<ConfigSpace>,
     shared: Arc<Shared>,
     mux: mux::Mux,
+    rx_limiter: Limiter,
+    tx_limiter: Limiter,
 }
 
 impl Vsock {
@@ -97,7 +105,10 @@ impl Vsock {
         let shared = Arc::<Shared>::default();
         // struct virtio_vsock_config: guest_cid (virtio 1.2 §5.10.4).
         let config = ConfigSpace::new(u64::from(options.guest_cid).to_le_bytes().to_vec());
-        Self { config, mux: mux::Mux::new(host, options, Arc::clone(&shared)), shared }
+        let limits = Group::new(&options.limits, monotonic_ns());
+        let limiter = || Limiter::sharing(&limits, None);
+        let mux = mux::Mux::new(host, options, Arc::clone(&shared));
+        Self { config, mux, shared, rx_limiter: limiter(), tx_limiter: limiter() }
     }
 
     /// A handle for the control thread.

@@ -288,21 +288,30 @@ impl Mux {
     }
 
     /// The next packet for the guest, whose payload, if any, is put at the start of `into`; within its `first` bytes unless
-    /// it may be cut into several packets.
+    /// it may be cut into several packets. `may_receive` is asked, if there is somebody to ask, before bytes are taken from a
+    /// peer; whoever may not keeps its place in the line.
     pub fn next<'m>(
         &mut self,
         into: &[VolatileSlice<'m>],
         first: usize,
         scratch: &mut Vec<VolatileSlice<'m>>,
+        mut may_receive: Option<&mut dyn FnMut() -> bool>,
     ) -> Option<Header> {
         if let Some(reply) = self.replies.pop_front() {
             return Some(reply);
         }
         // Each connection at most once: one that has nothing to say leaves the line.
-        while let Some(slot) = self.ready.pop_front() {
+        for _ in 0..self.ready.len() {
+            let slot = self.ready.pop_front()?;
             self.in_line[usize::from(slot)] = false;
             let Some(connection) = self.table.get(slot) else { continue };
-            match connection.next(into, first, scratch) {
+            let mut held = false;
+            let mut receives = || {
+                held = may_receive.as_mut().is_some_and(|may_receive| !may_receive());
+                !held
+            };
+            match connection.next(into, first, scratch, &mut receives) {
+                Ok(None) if held => self.line_up(slot),
                 Ok(None) => {}
                 Ok(Some(next)) => {
                     let (buf_alloc, fwd_cnt) = connection.announce();

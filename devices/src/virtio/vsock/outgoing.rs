@@ -29,7 +29,8 @@ impl Next {
 
 impl Connection {
     /// The next packet for the guest, whose payload is put at the start of `into`; `None` if there is nothing now. Bytes of a
-    /// stream may fill all of `into`, to be cut into several packets; a part of a record has at most `first` bytes.
+    /// stream may fill all of `into`, to be cut into several packets; a part of a record has at most `first` bytes. There is no
+    /// payload if `may_receive`, which is asked when there may be some, says so.
     ///
     /// # Errors
     /// [`Reset`]: the connection is over.
@@ -38,6 +39,7 @@ impl Connection {
         into: &[VolatileSlice<'m>],
         first: usize,
         scratch: &mut Vec<VolatileSlice<'m>>,
+        may_receive: &mut dyn FnMut() -> bool,
     ) -> Result<Option<Next>, Reset> {
         match self.state {
             State::Asked => {
@@ -57,6 +59,9 @@ impl Connection {
         let wants = self.readable && (self.guest_shut & SHUT_RECEIVE | self.host_shut & SHUT_SEND) == 0;
         if wants {
             let free = self.outbound.free() as usize;
+            if free > 0 && !may_receive() {
+                return Ok(self.owed_credit());
+            }
             if free > 0 {
                 let data = match self.kind {
                     Kind::Stream => self.bytes(into, scratch, free.min(total_len(into)))?,
@@ -73,7 +78,11 @@ impl Connection {
                 return Ok(Some(Next::control(Op::CreditRequest)));
             }
         }
-        Ok(self.owes_credit.then(|| Next::control(Op::CreditUpdate)))
+        Ok(self.owed_credit())
+    }
+
+    fn owed_credit(&self) -> Option<Next> {
+        self.owes_credit.then(|| Next::control(Op::CreditUpdate))
     }
 
     fn tell_shut(&mut self) -> Next {

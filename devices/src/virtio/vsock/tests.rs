@@ -2,6 +2,7 @@
 
 mod connections;
 mod hostile;
+mod limits;
 mod model;
 
 use std::collections::VecDeque;
@@ -47,11 +48,20 @@ impl Rig {
         Self::with(u64::MAX, ANSWER_TIMEOUT)
     }
 
+    fn limited(limits: LimiterSpec) -> Self {
+        Self::with_options(u64::MAX, VsockOptions { guest_cid: CID, answer_timeout: ANSWER_TIMEOUT, limits })
+    }
+
     /// A driver that takes these features, without EVENT_IDX; a guest that has this long to answer.
     fn with(features: u64, answer_timeout: Duration) -> Self {
+        let limits = LimiterSpec::default();
+        Self::with_options(features, VsockOptions { guest_cid: CID, answer_timeout, limits })
+    }
+
+    fn with_options(features: u64, options: VsockOptions) -> Self {
         let ram = ram::flat(0x40_0000);
         let host = FakeHost::new();
-        let vsock = Vsock::new(Box::new(host.clone()), &VsockOptions { guest_cid: CID, answer_timeout });
+        let vsock = Vsock::new(Box::new(host.clone()), &options);
         let handle = vsock.handle();
         let irq = CountingIrq::new();
         let (rx, tx) = (Driver::new(&ram, 0x1000, SIZE), Driver::new(&ram, 0x2000, SIZE));

@@ -19,7 +19,7 @@ const RST: (u16, u32, Vec<u8>) = (Op::Rst as u16, 0, Vec::new());
 fn the_guest_learns_its_address_and_both_types_are_on_offer() {
     let vsock = Vsock::new(
         Box::new(FakeHost::new()),
-        &VsockOptions { guest_cid: CID, answer_timeout: ANSWER_TIMEOUT },
+        &VsockOptions { guest_cid: CID, answer_timeout: ANSWER_TIMEOUT, limits: LimiterSpec::default() },
     );
     let mut cid = [0; 8];
     vsock.config().read(0, &mut cid);

@@ -1,15 +1,18 @@
-//! Token buckets: how much I/O a device may do, and when to try again.
+//! One bucket of tokens.
 //!
-//! Time is passed in, as monotonic nanoseconds, and a bucket refills continuously: no timer ticks, no rounding. The balance
-//! is kept in token-nanoseconds (tokens times the refill time), so that each elapsed nanosecond adds exactly `size` units.
-//! A request that costs more than the whole bucket is admitted when the bucket is full and leaves a debt behind: it waits
-//! its turn, it never waits forever.
+//! The balance is kept in token-nanoseconds (tokens times the refill time), so that each elapsed nanosecond adds exactly `size`
+//! units. A request that costs more than the whole bucket is admitted when the bucket is full and leaves a debt behind: it
+//! waits its turn, it never waits forever.
 
 use std::time::Duration;
 
 const NS_PER_MS: u64 = 1_000_000;
 /// Longest refill time that is told apart from forever (146 years): keeps `size * refill_ns` within an `i128`.
 const REFILL_NS_MAX: u64 = 1 << 62;
+/// How late whoever was told to wait may come and lose nothing by it, though the bucket runs over: threads sleep by the
+/// millisecond, and wake when the host has a CPU for them. A bucket smaller than what such a time brings would otherwise never
+/// reach its rate.
+const LATE_NS_MAX: u64 = 10 * NS_PER_MS;
 
 /// What a bucket is asked to be. A `size` or `refill_time_ms` of 0 means no limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -31,6 +34,8 @@ pub struct TokenBucket {
     /// In token-nanoseconds; negative while a debt is paid off.
     balance: i128,
     updated_ns: u64,
+    /// When whoever was refused last may come again.
+    awaited_ns: Option<u64>,
 }
 
 impl TokenBucket {
@@ -47,6 +52,7 @@ impl TokenBucket {
             burst_left: spec.one_time_burst,
             balance: 0,
             updated_ns: now_ns,
+            awaited_ns: None,
         };
         bucket.balance = bucket.units(bucket.size);
         Some(bucket)
@@ -74,8 +80,9 @@ impl TokenBucket {
             return Ok(());
         }
         let size = u128::from(self.size);
-        let wait_ns = missing.unsigned_abs().div_ceil(size);
-        Err(Duration::from_nanos(u64::try_from(wait_ns).unwrap_or(u64::MAX)))
+        let wait_ns = u64::try_from(missing.unsigned_abs().div_ceil(size)).unwrap_or(u64::MAX);
+        self.awaited_ns = Some(now_ns.saturating_add(wait_ns));
+        Err(Duration::from_nanos(wait_ns))
     }
 
     /// Takes `tokens` whatever is there, going into debt: for work whose size is known only once it is done.
@@ -86,6 +93,12 @@ impl TokenBucket {
         self.balance = self.balance.saturating_sub(self.units(tokens - from_burst));
     }
 
+    /// Gives back `tokens` that were taken and not used. What was taken from the burst comes back as ordinary ones.
+    pub fn refund(&mut self, tokens: u64) {
+        let most = self.units(self.size).max(self.balance);
+        self.balance = self.balance.saturating_add(self.units(tokens)).min(most);
+    }
+
     fn units(&self, tokens: u64) -> i128 {
         i128::from(tokens) * i128::from(self.refill_ns)
     }
@@ -93,79 +106,13 @@ impl TokenBucket {
     fn refill(&mut self, now_ns: u64) {
         let elapsed = now_ns.saturating_sub(self.updated_ns);
         self.updated_ns = self.updated_ns.max(now_ns);
-        let full = self.units(self.size);
         // Both factors are below 2^64: the product fits a u128; what does not fit an i128 is more than full anyway.
-        let gained = i128::try_from(u128::from(elapsed) * u128::from(self.size)).unwrap_or(i128::MAX);
-        self.balance = self.balance.saturating_add(gained).min(full);
-    }
-}
-
-/// What a device's limits are asked to be.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct LimiterSpec {
-    /// Bytes moved.
-    pub bytes: Option<BucketSpec>,
-    /// Requests or frames.
-    pub ops: Option<BucketSpec>,
-}
-
-/// The limits of one direction of one device.
-#[derive(Debug, Clone, Default)]
-pub struct Limiter {
-    bytes: Option<TokenBucket>,
-    ops: Option<TokenBucket>,
-}
-
-impl Limiter {
-    /// Full buckets as `spec` asks.
-    #[must_use]
-    pub fn new(spec: &LimiterSpec, now_ns: u64) -> Self {
-        let bucket = |spec: Option<BucketSpec>| spec.and_then(|spec| TokenBucket::new(&spec, now_ns));
-        Self { bytes: bucket(spec.bytes), ops: bucket(spec.ops) }
-    }
-
-    /// Whether nothing is limited: then no clock needs reading.
-    #[must_use]
-    pub fn is_off(&self) -> bool {
-        self.bytes.is_none() && self.ops.is_none()
-    }
-
-    /// Takes one operation of `bytes` from both buckets, or from neither.
-    ///
-    /// # Errors
-    /// How long to wait before trying again.
-    pub fn consume(&mut self, now_ns: u64, bytes: u64) -> Result<(), Duration> {
-        self.check(now_ns, bytes)?;
-        self.charge(bytes);
-        Ok(())
-    }
-
-    /// Whether one operation of `bytes` could be taken now.
-    ///
-    /// # Errors
-    /// How long to wait before trying again.
-    pub fn check(&mut self, now_ns: u64, bytes: u64) -> Result<(), Duration> {
-        let waits = [(&mut self.bytes, bytes), (&mut self.ops, 1)]
-            .map(|(bucket, tokens)| bucket.as_mut().and_then(|bucket| bucket.check(now_ns, tokens).err()));
-        match waits.into_iter().flatten().max() {
-            Some(wait) => Err(wait),
-            None => Ok(()),
-        }
-    }
-
-    /// Takes `bytes` and no operation, going into debt if need be: what an admitted one turned out to cost.
-    pub fn charge_bytes(&mut self, bytes: u64) {
-        if let Some(bucket) = &mut self.bytes {
-            bucket.charge(bytes);
-        }
-    }
-
-    /// Takes one operation of `bytes`, going into debt if need be.
-    pub fn charge(&mut self, bytes: u64) {
-        self.charge_bytes(bytes);
-        if let Some(bucket) = &mut self.ops {
-            bucket.charge(1);
-        }
+        let brings = |ns: u64| i128::try_from(u128::from(ns) * u128::from(self.size)).unwrap_or(i128::MAX);
+        let late_ns = self.awaited_ns.map_or(0, |at| now_ns.saturating_sub(at).min(LATE_NS_MAX));
+        // Also while what has piled up is being spent; then no more.
+        self.awaited_ns = self.awaited_ns.filter(|_| late_ns < LATE_NS_MAX);
+        let most = self.units(self.size).saturating_add(brings(late_ns)).max(self.balance);
+        self.balance = self.balance.saturating_add(brings(elapsed)).min(most);
     }
 }
 
@@ -216,15 +163,40 @@ mod tests {
     }
 
     #[test]
-    fn a_limiter_that_waits_for_one_bucket_takes_nothing_from_the_other() {
-        let spec = LimiterSpec {
-            bytes: Some(BucketSpec { size: 100, one_time_burst: 0, refill_time_ms: 1000 }),
-            ops: Some(BucketSpec { size: 1, one_time_burst: 0, refill_time_ms: 1000 }),
-        };
-        let mut limiter = Limiter::new(&spec, 0);
-        assert_eq!(limiter.consume(0, 50), Ok(()));
-        assert_eq!(limiter.consume(0, 50), Err(Duration::from_secs(1)));
-        assert_eq!(limiter.consume(NS_PER_S, 100), Ok(()));
+    fn whoever_comes_a_little_late_loses_nothing_and_nobody_else_gets_more_than_a_bucket() {
+        let mut small = bucket(1, 0, 1);
+        let mut now = 0;
+        let mut taken = 0;
+        // A bucket of a millisecond, and a thread that sleeps by the millisecond and wakes 0.3 ms late.
+        while now < 10 * NS_PER_S {
+            match small.consume(now, 1) {
+                Ok(()) => taken += 1,
+                Err(wait) => {
+                    now += u64::try_from(wait.as_nanos()).unwrap().next_multiple_of(NS_PER_MS) + 300_000;
+                }
+            }
+        }
+        assert!((9_990..=10_020).contains(&taken), "{taken} in 10 s");
+        // Nobody waits: it is full and no more.
+        assert_eq!(small.consume(now + NS_PER_S, 1), Ok(()));
+        let mut idle = bucket(1, 0, 1);
+        assert_eq!(idle.consume(NS_PER_S, 1), Ok(()));
+        assert!(idle.consume(NS_PER_S, 1).is_err());
+        // Who comes much later has been away.
+        assert_eq!(idle.consume(5 * NS_PER_S, 1), Ok(()));
+        let more = (0..100).take_while(|_| idle.consume(5 * NS_PER_S, 1).is_ok()).count();
+        assert!(more <= 10, "{more}");
+    }
+
+    #[test]
+    fn what_is_given_back_can_be_taken_again_and_fills_no_bucket_beyond_its_brim() {
+        let mut bucket = bucket(10, 0, 1000);
+        assert_eq!(bucket.consume(0, 10), Ok(()));
+        bucket.refund(4);
+        assert_eq!(bucket.consume(0, 4), Ok(()));
+        bucket.refund(100);
+        assert_eq!(bucket.consume(0, 10), Ok(()));
+        assert!(bucket.consume(0, 1).is_err());
     }
 
     proptest! {
