@@ -210,6 +210,15 @@ pub trait Running: Send {
         None
     }
 
+    /// Whether somebody asks [`Running::peek`] rather than waiting for kicks. While it is so, a queue that is served and empty is
+    /// left without asking its driver for kicks; once it is so no more, serve each queue before waiting.
+    fn set_polled(&mut self, _on: bool) {}
+
+    /// Whether `queue` has something to serve. A load.
+    fn peek(&self, _queue: u16) -> bool {
+        false
+    }
+
     /// Finishes requests in flight, so that nothing of the device's touches guest memory until it is called again.
     fn settle(&mut self) {}
 
@@ -241,6 +250,14 @@ pub trait Part: Send {
     /// As [`Running::new_source`]; it has one at a time.
     fn new_source(&mut self) -> Option<RawFd> {
         None
+    }
+
+    /// As [`Running::set_polled`].
+    fn set_polled(&mut self, _on: bool) {}
+
+    /// As [`Running::peek`].
+    fn peek(&self) -> bool {
+        false
     }
 
     /// As [`Running::settle`].

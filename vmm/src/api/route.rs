@@ -50,6 +50,7 @@ impl Method {
 
 /// What a request asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(clippy::large_enum_variant, reason = "there is one for each request, which is moved on at once")]
 pub enum Asked {
     /// Something of the microVM: a question for its driver.
     Command(Command),

@@ -175,7 +175,7 @@ fn serde_says_which_field_is_wrong_and_where() {
             "PUT /machine-config",
             r#"{"vcpu_count":1,"mem_size_mib":1,"x":1}"#,
             "unknown field `x`, expected one of `vcpu_count`, `mem_size_mib`, `smt`, `cpu_template`, \
-             `track_dirty_pages`, `huge_pages` at line 1 column 36",
+             `track_dirty_pages`, `huge_pages`, `vcpu_affinity`, `io_affinity` at line 1 column 36",
         ),
         (
             "PUT /machine-config",

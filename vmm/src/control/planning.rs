@@ -2,6 +2,7 @@
 
 use std::num::NonZeroU16;
 use std::sync::Arc;
+use std::time::Duration;
 
 use devices::limiter::{BucketSpec, Group, LimiterSpec};
 use devices::virtio::block::{BlockOptions, Cache};
@@ -12,6 +13,7 @@ use super::driver::Driver;
 use super::files::Host;
 use crate::arch::x86_64::cpuid::Topology;
 use crate::boot::cmdline::Root;
+use crate::host::cpus;
 use crate::host::vsock::UnixHost;
 use crate::machine::plan::{DrivePlan, NetPlan, Plan, VsockPlan};
 use crate::mem::ram::Backing;
@@ -27,6 +29,10 @@ impl Driver {
         let config = self.resources.machine();
         let mib = config.mem_size_mib;
         let memory = (mib as u64).checked_mul(1 << 20);
+        let vcpu_cpus = config.vcpu_affinity.clone().unwrap_or_default();
+        let io_cpus = config.io_affinity.clone().unwrap_or_default();
+        check_cpus("vcpu_affinity", &vcpu_cpus)?;
+        check_cpus("io_affinity", &io_cpus)?;
         Ok(Plan {
             topology: Topology { vcpus: config.vcpu_count, threads_per_core: if config.smt { 2 } else { 1 } },
             memory: memory.ok_or_else(|| {
@@ -52,6 +58,8 @@ impl Driver {
             vsock: self.resources.vsock().map(|vsock| self.vsock_plan(vsock)).transpose()?,
             pci: self.options.pci,
             boot_timer: self.options.boot_timer,
+            vcpu_cpus,
+            io_cpus: io_cpus.into(),
         })
     }
 
@@ -102,6 +110,7 @@ pub(super) fn drive_plan(drive: &DriveEntry<Host>, group: Option<&Group>) -> Dri
             queues: NonZeroU16::MIN,
         },
         queues: spec.queues,
+        poll: Duration::from_micros(spec.poll_us.into()),
     }
 }
 
@@ -116,6 +125,21 @@ pub(super) fn net_plan(net: &NetEntry<Host>, group: Option<&Group>) -> NetPlan {
         rx_limits: limits(spec.rx_rate_limiter),
         tx_limits: limits(spec.tx_rate_limiter),
         group: group.cloned(),
+        poll: Duration::from_micros(spec.poll_us.unwrap_or(0).into()),
+    }
+}
+
+/// Whether threads can stay on `cpus`, which `field` names.
+fn check_cpus(field: &str, cpus: &[u16]) -> Result<(), Denial> {
+    if cpus.is_empty() {
+        return Ok(());
+    }
+    let allowed = cpus::allowed().map_err(|e| Denial::Start(format!("{field} can't be checked: {e}")))?;
+    match cpus.iter().find(|cpu| !allowed.contains(cpu)) {
+        Some(cpu) => Err(Denial::Start(format!(
+            "{field}: CPU {cpu} is not online, or not one that this process may use; accepted are {allowed:?}"
+        ))),
+        None => Ok(()),
     }
 }
 

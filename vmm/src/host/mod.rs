@@ -2,6 +2,7 @@
 //! before the guest runs, so that a running VMM needs neither paths nor privileges for them.
 
 pub mod console;
+pub mod cpus;
 pub mod direct;
 pub mod disk;
 pub mod lent;

@@ -25,7 +25,7 @@ use crate::kvm::KvmError;
 use crate::kvm::vcpu::Vcpu;
 use crate::kvm::vm::Vm;
 use crate::mem::ram::{GuestRam, RamError};
-use crate::vcpu::Vcpus;
+use crate::vcpu::{Ended, Vcpus};
 
 /// Why a machine could not be built. Nothing is left of it then.
 #[derive(Debug, thiserror::Error)]
@@ -118,7 +118,8 @@ impl Machine {
         }
 
         let root = plan.pci.then(|| Arc::new(PciRoot::new()));
-        let maker = Maker { seccomp: plan.seccomp, on_error, vcpus: plan.topology.vcpus };
+        let maker =
+            Maker { seccomp: plan.seccomp, on_error, vcpus: plan.topology.vcpus, io_cpus: plan.io_cpus };
         let mut places = Places { vm: &vm, buses: &mut buses, mmio: Vec::new(), root: root.as_deref() };
         let count = plan.drives.len();
         let drives = plan.drives.into_iter().map(|drive| places.give(maker.drive(drive, count)?));
@@ -156,7 +157,8 @@ impl Machine {
             first.enter_at(&vm, kernel.entry)?;
         }
         let unclaimed = Arc::clone(&buses.unclaimed);
-        let vcpus = Vcpus::start(vcpus, Arc::new(buses), plan.seccomp, move |ended| on_end(ended.into()))
+        let ended = move |ended: Ended| on_end(ended.into());
+        let vcpus = Vcpus::start(vcpus, Arc::new(buses), plan.seccomp, &plan.vcpu_cpus, ended)
             .map_err(threads("a vCPU"))?;
         console.connect(&serial);
         let console = Arc::clone(console.buffer());

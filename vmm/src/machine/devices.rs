@@ -19,7 +19,7 @@ use super::build::BuildError;
 use super::buses::Buses;
 use super::plan::{DrivePlan, NetPlan, VsockPlan};
 use super::slots::Place;
-use super::worker::{Observer, Worker};
+use super::worker::{Habits, Observer, Worker};
 use crate::arch::x86_64::acpi::MmioDevice;
 use crate::arch::x86_64::layout;
 use crate::kvm::vm::Vm;
@@ -59,6 +59,8 @@ pub(super) struct Maker {
     pub(super) seccomp: Seccomp,
     pub(super) on_error: OnDeviceError,
     pub(super) vcpus: u8,
+    /// Where the threads are to stay, if anywhere.
+    pub(super) io_cpus: Arc<[u16]>,
 }
 
 impl Maker {
@@ -69,12 +71,14 @@ impl Maker {
         id: &str,
         idle: Box<dyn Idle>,
         handle: H,
+        poll: Duration,
         failures: fn(&H) -> u64,
     ) -> Result<Made<H>, BuildError> {
+        let habits = Habits { poll, cpus: Arc::clone(&self.io_cpus) };
         let queues = idle.queue_sizes_max().len();
         let observer = report_errors(id.to_owned(), handle.clone(), failures, Arc::clone(&self.on_error));
-        let worker =
-            Worker::start(&format!("yun_{id}"), queues, kind, self.seccomp, observer).map_err(threads(id))?;
+        let worker = Worker::start(&format!("yun_{id}"), queues, kind, self.seccomp, observer, &habits)
+            .map_err(threads(id))?;
         Ok(Made { id: id.to_owned(), idle, handle, worker })
     }
 
@@ -83,7 +87,7 @@ impl Maker {
         let queues = plan.queues.unwrap_or_else(|| queues_by_default(self.vcpus, count));
         let block = Block::new(Box::new(plan.disk), &BlockOptions { queues, ..plan.options });
         let handle = block.handle();
-        self.make(Kind::Device, &plan.id, Box::new(block), handle, BlockHandle::failures)
+        self.make(Kind::Device, &plan.id, Box::new(block), handle, plan.poll, BlockHandle::failures)
     }
 
     /// A network interface.
@@ -98,7 +102,7 @@ impl Maker {
         };
         let net = Net::new(Box::new(plan.tap), &options);
         let handle = net.handle();
-        self.make(Kind::Device, &plan.id, Box::new(net), handle, |handle| {
+        self.make(Kind::Device, &plan.id, Box::new(net), handle, plan.poll, |handle| {
             let m = handle.metrics();
             m.rx_failures.get() + m.tx_failures.get()
         })
@@ -108,7 +112,9 @@ impl Maker {
     pub(super) fn entropy(&self, limits: &LimiterSpec) -> Result<Made<RngHandle>, BuildError> {
         let rng = Rng::new(limits);
         let handle = rng.handle();
-        self.make(Kind::Device, "rng", Box::new(rng), handle, |handle| handle.metrics().host_failures.get())
+        self.make(Kind::Device, "rng", Box::new(rng), handle, Duration::ZERO, |handle| {
+            handle.metrics().host_failures.get()
+        })
     }
 
     /// The socket device.
@@ -117,7 +123,7 @@ impl Maker {
         let options = VsockOptions { guest_cid, answer_timeout: ANSWER_TIMEOUT, limits };
         let vsock = Vsock::new(Box::new(plan.host), &options);
         let handle = vsock.handle();
-        self.make(Kind::Vsock, "vsock", Box::new(vsock), handle, |handle| {
+        self.make(Kind::Vsock, "vsock", Box::new(vsock), handle, Duration::ZERO, |handle| {
             let m = handle.metrics();
             m.rx_read_failures.get() + m.tx_write_failures.get()
         })

@@ -2,6 +2,8 @@
 
 use std::fs::File;
 use std::num::NonZeroU16;
+use std::sync::Arc;
+use std::time::Duration;
 
 use devices::limiter::{Group, LimiterSpec};
 use devices::virtio::block::BlockOptions;
@@ -46,6 +48,10 @@ pub struct Plan {
     pub pci: bool,
     /// Firecracker's boot timer.
     pub boot_timer: bool,
+    /// The CPU that each vCPU stays on, if they are to.
+    pub vcpu_cpus: Vec<u16>,
+    /// The CPUs that devices' threads stay on, if they are to.
+    pub io_cpus: Arc<[u16]>,
 }
 
 /// A block device.
@@ -58,6 +64,8 @@ pub struct DrivePlan {
     pub options: BlockOptions,
     /// Its queues; `None` for as many as vCPUs.
     pub queues: Option<NonZeroU16>,
+    /// For how long its threads look for more before they sleep.
+    pub poll: Duration,
 }
 
 /// A network interface.
@@ -76,6 +84,8 @@ pub struct NetPlan {
     pub tx_limits: LimiterSpec,
     /// Limits that it has together with other devices.
     pub group: Option<Group>,
+    /// For how long its thread looks for more before it sleeps.
+    pub poll: Duration,
 }
 
 /// A socket device.

@@ -9,8 +9,13 @@
 //! The thread exists as long as the device does, whatever the guest makes of it: a driver that resets its device in a loop
 //! starts no threads. Kick eventfds are watched edge-triggered and never read: each write is an edge, and the counter is
 //! nobody's business; that saves a system call a kick.
+//!
+//! With a window ([`Habits::poll`]) a thread looks for work that long before it sleeps, while that pays; a drive's driver is not
+//! asked for kicks meanwhile. A pause, a limit and the end of the window have it asked for them again: nobody sleeps unkicked.
 
 mod due;
+mod polling;
+mod work;
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -18,11 +23,14 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use devices::virtio::{Idle, Owner, Part, Running, Served};
 use due::{Due, Job};
+use polling::Polling;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use work::Work;
 
 use crate::sandbox::seccomp::Seccomp;
 use crate::sandbox::seccomp::rules::Kind;
@@ -42,6 +50,15 @@ enum Order {
     Pause(SyncSender<()>),
     /// Go on.
     Resume,
+}
+
+/// How a device's threads work.
+#[derive(Clone, Debug, Default)]
+pub struct Habits {
+    /// For how long to look for more work before sleeping; nothing for not at all.
+    pub poll: Duration,
+    /// CPUs to stay on; any if there are none.
+    pub cpus: Arc<[u16]>,
 }
 
 /// Looks on: called on each of a device's threads after each batch, with what it left behind.
@@ -118,7 +135,7 @@ pub struct Worker {
 
 impl Worker {
     /// Starts the thread `name` for a device with `queues` queues, confined to what `kind` may do if `seccomp` says so;
-    /// `observer` looks on.
+    /// `observer` looks on. It works as `habits` say.
     ///
     /// # Errors
     /// If descriptors or a thread can't be had.
@@ -131,11 +148,17 @@ impl Worker {
         kind: Kind,
         seccomp: Seccomp,
         observer: Observer,
+        habits: &Habits,
     ) -> std::io::Result<Self> {
         assert!(queues <= QUEUES_MAX, "each queue is a bit");
         let kicks: Arc<[EventFd]> =
             (0..queues).map(|_| EventFd::new(EFD_NONBLOCK)).collect::<std::io::Result<Vec<_>>>()?.into();
-        Self::spawn(name, &kicks, 0..queues, observer, move || seccomp.confine_or_abort(kind))
+        let cpus = Arc::clone(&habits.cpus);
+        Self::spawn(name, &kicks, 0..queues, observer, habits.poll, move || {
+            // Threads for single queues inherit it.
+            crate::host::cpus::stay_on(&cpus);
+            seccomp.confine_or_abort(kind);
+        })
     }
 
     /// A thread that is kicked by those of `kicks` that are in `mine`; `first` is the first thing it does.
@@ -144,6 +167,7 @@ impl Worker {
         kicks: &Arc<[EventFd]>,
         mine: std::ops::Range<usize>,
         observer: Observer,
+        poll: Duration,
         first: impl FnOnce() + Send + 'static,
     ) -> std::io::Result<Self> {
         let eventfd = || EventFd::new(EFD_NONBLOCK).map(Arc::new);
@@ -166,6 +190,9 @@ impl Worker {
             kicks: Arc::clone(kicks),
             work: None,
             due: Due::default(),
+            queues: Vec::new(),
+            polling: Polling::new(poll),
+            looks: false,
             paused: false,
             others: BTreeMap::new(),
             refused: false,
@@ -210,56 +237,6 @@ fn watch_source(epoll: &Epoll, source: usize, fd: RawFd) {
     }
 }
 
-/// What a thread serves.
-enum Work {
-    Device(Box<dyn Running>),
-    Part(Box<dyn Part>),
-}
-
-impl Work {
-    fn do_job(&mut self, job: Job) -> Served {
-        match (self, job) {
-            (Self::Device(device), Job::Queue(queue)) => device.serve(queue),
-            (Self::Device(device), Job::Source(source)) => device.ready(source),
-            (Self::Part(part), Job::Queue(_)) => part.serve(),
-            (Self::Part(part), Job::Source(_)) => part.ready(),
-        }
-    }
-
-    /// What it began to wait for.
-    fn new_source(&mut self) -> Option<(usize, RawFd)> {
-        match self {
-            Self::Device(device) => device.new_source(),
-            Self::Part(part) => part.new_source().map(|fd| (0, fd)),
-        }
-    }
-
-    fn settle(&mut self) {
-        match self {
-            Self::Device(device) => device.settle(),
-            Self::Part(part) => part.settle(),
-        }
-    }
-
-    fn sources(&self) -> Vec<RawFd> {
-        match self {
-            Self::Device(device) => device.sources(),
-            Self::Part(_) => Vec::new(),
-        }
-    }
-
-    /// Stops it. A part has nothing to give back.
-    fn stop(self) -> Option<Box<dyn Idle>> {
-        match self {
-            Self::Device(device) => Some(device.stop()),
-            Self::Part(part) => {
-                part.end();
-                None
-            }
-        }
-    }
-}
-
 /// What the thread owns.
 struct Body {
     name: String,
@@ -269,6 +246,11 @@ struct Body {
     kicks: Arc<[EventFd]>,
     work: Option<Work>,
     due: Due,
+    /// Whose kicks are this thread's.
+    queues: Vec<u16>,
+    polling: Polling,
+    /// It looks for work: the driver is not asked for kicks, so it must not sleep.
+    looks: bool,
     paused: bool,
     /// The threads that serve parts of this one's device, by queue. They stay, as this one does, and wait for the next part.
     others: BTreeMap<u16, Worker>,
@@ -278,36 +260,53 @@ struct Body {
 
 impl Body {
     fn work(mut self) {
-        let mut events = [EpollEvent::default(); 16];
         loop {
+            if self.looks && self.due.is_empty() {
+                let Some(found) = self.look_for_work() else { return };
+                self.polling.note(found);
+            }
+            if self.looks && !self.due.is_due() {
+                self.look_no_more();
+            }
             let timeout = if self.paused || self.work.is_none() { -1 } else { self.due.timeout_ms() };
-            let n = match self.epoll.wait(timeout, &mut events) {
-                Ok(n) => n,
-                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => 0,
-                Err(e) => {
-                    log::error!("a device's thread can't wait for events and ends: {e}");
-                    return;
-                }
-            };
-            for event in &events[..n] {
-                match event.data() {
-                    TOKEN_WAKE => self.take_orders(),
-                    TOKEN_QUIT => {
-                        // Orders sent before the end are still answered: a vCPU may be waiting for a halt.
-                        self.take_orders();
-                        return;
-                    }
-                    token if token >= TOKEN_SOURCE => {
-                        self.due
-                            .add(Job::Source(usize::try_from(token - TOKEN_SOURCE).unwrap_or(usize::MAX)));
-                    }
-                    token => self.due.add(Job::Queue(u16::try_from(token - TOKEN_KICK).unwrap_or(u16::MAX))),
-                }
+            if self.wait(timeout).is_none() {
+                return;
             }
             if !self.paused {
+                if timeout != 0 && !self.looks && self.due.is_due() && self.polling.pays() {
+                    self.look(true);
+                }
                 self.serve_due();
             }
         }
+    }
+
+    /// Waits for events, at most for as many milliseconds, and notes what they ask for; how many there were. `None` at the end.
+    fn wait(&mut self, timeout: i32) -> Option<usize> {
+        let mut events = [EpollEvent::default(); 16];
+        let n = match self.epoll.wait(timeout, &mut events) {
+            Ok(n) => n,
+            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => 0,
+            Err(e) => {
+                log::error!("a device's thread can't wait for events and ends: {e}");
+                return None;
+            }
+        };
+        for event in &events[..n] {
+            match event.data() {
+                TOKEN_WAKE => self.take_orders(),
+                TOKEN_QUIT => {
+                    // Orders sent before the end are still answered: a vCPU may be waiting for a halt.
+                    self.take_orders();
+                    return None;
+                }
+                token if token >= TOKEN_SOURCE => {
+                    self.due.add(Job::Source(usize::try_from(token - TOKEN_SOURCE).unwrap_or(usize::MAX)));
+                }
+                token => self.due.add(Job::Queue(u16::try_from(token - TOKEN_KICK).unwrap_or(u16::MAX))),
+            }
+        }
+        Some(n)
     }
 
     fn serve_due(&mut self) {
@@ -328,6 +327,7 @@ impl Body {
                 Served::After(wait) => self.due.add_after(job, wait),
                 Served::Broken => {
                     self.due = Due::default();
+                    self.looks = false;
                     return;
                 }
             }
@@ -340,11 +340,13 @@ impl Body {
                 Order::Run(device, queues) => self.run(device, queues),
                 Order::RunPart(part, queue) => {
                     self.work = Some(Work::Part(part));
+                    self.queues = vec![queue];
                     self.due = Due::default();
                     self.due.add(Job::Queue(queue));
                 }
                 Order::Halt(reply) => {
                     self.due = Due::default();
+                    self.looks = false;
                     // A device is stopped once its parts are.
                     for other in self.others.values_mut() {
                         other.handle.halt();
@@ -359,6 +361,9 @@ impl Body {
                 }
                 Order::Pause(reply) => {
                     self.paused = true;
+                    if self.looks {
+                        self.look_no_more();
+                    }
                     if let Some(work) = &mut self.work {
                         work.settle();
                     }
@@ -384,7 +389,8 @@ impl Body {
         }
         self.work = Some(Work::Device(device));
         self.due = Due::default();
-        queues.into_iter().for_each(|queue| self.due.add(Job::Queue(queue)));
+        queues.iter().for_each(|queue| self.due.add(Job::Queue(*queue)));
+        self.queues = queues;
     }
 
     /// Gives `queue` of `device` to a thread of its own; whether there is one.
@@ -392,8 +398,8 @@ impl Body {
         if let Entry::Vacant(vacant) = self.others.entry(queue) {
             let (name, index) = (format!("{}.{queue}", self.name), usize::from(queue));
             // It is confined from its first instruction on: a thread inherits the filters of whoever starts it.
-            let thread =
-                Worker::spawn(&name, &self.kicks, index..index + 1, Arc::clone(&self.observer), || ());
+            let (mine, observer) = (index..index + 1, Arc::clone(&self.observer));
+            let thread = Worker::spawn(&name, &self.kicks, mine, observer, self.polling.window(), || ());
             match thread {
                 Ok(thread) => {
                     // From now on its kicks are its own.

@@ -7,6 +7,8 @@ use utoipa::ToSchema;
 pub const VCPU_COUNT_MAX: u8 = 32;
 /// Memory of a microVM whose configuration names none, in MiB.
 pub const MEM_SIZE_DEFAULT_MIB: usize = 128;
+/// Highest number of a CPU of the host that can be named: the C library's sets of CPUs end there.
+pub const CPU_MAX: u16 = 1023;
 
 /// What backs the guest's memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -66,6 +68,12 @@ pub struct MachineConfig {
     /// What backs the guest's memory.
     #[serde(default)]
     pub huge_pages: HugePages,
+    /// The host's CPU on which each vCPU stays, one for each in their order; any if missing (an addition to Firecracker's fields).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vcpu_affinity: Option<Vec<u16>>,
+    /// The host's CPUs on which the devices' threads stay; any if missing (an addition to Firecracker's fields).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub io_affinity: Option<Vec<u16>>,
 }
 
 impl Default for MachineConfig {
@@ -77,6 +85,8 @@ impl Default for MachineConfig {
             cpu_template: None,
             track_dirty_pages: false,
             huge_pages: HugePages::None,
+            vcpu_affinity: None,
+            io_affinity: None,
         }
     }
 }
@@ -97,6 +107,10 @@ pub struct MachineConfigPatch {
     pub track_dirty_pages: Option<bool>,
     /// What backs the guest's memory.
     pub huge_pages: Option<HugePages>,
+    /// The host's CPU on which each vCPU stays, one for each; none for any.
+    pub vcpu_affinity: Option<Vec<u16>>,
+    /// The host's CPUs on which the devices' threads stay; none for any.
+    pub io_affinity: Option<Vec<u16>>,
 }
 
 impl From<MachineConfig> for MachineConfigPatch {
@@ -109,6 +123,9 @@ impl From<MachineConfig> for MachineConfigPatch {
             cpu_template: config.cpu_template,
             track_dirty_pages: Some(config.track_dirty_pages),
             huge_pages: Some(config.huge_pages),
+            // A PUT without them takes them away.
+            vcpu_affinity: Some(config.vcpu_affinity.unwrap_or_default()),
+            io_affinity: Some(config.io_affinity.unwrap_or_default()),
         }
     }
 }
@@ -130,6 +147,24 @@ pub enum MachineConfigError {
          and the guest sees the host's CPU as KVM offers it."
     )]
     CpuTemplate(CpuTemplate),
+    /// Not as many CPUs as vCPUs.
+    #[error(
+        "The vcpu_affinity names {cpus} CPUs for {vcpus} vCPUs: it must name one for each, or none at all."
+    )]
+    VcpuAffinity {
+        /// CPUs that are named.
+        cpus: usize,
+        /// vCPUs that there are.
+        vcpus: u8,
+    },
+    /// A number that no CPU has.
+    #[error("{field}: there is no CPU {cpu}; accepted are 0 to {CPU_MAX}.")]
+    Cpu {
+        /// Where it is named.
+        field: &'static str,
+        /// The number.
+        cpu: u16,
+    },
 }
 
 impl MachineConfig {
@@ -145,6 +180,8 @@ impl MachineConfig {
             cpu_template: None,
             track_dirty_pages: patch.track_dirty_pages.unwrap_or(self.track_dirty_pages),
             huge_pages: patch.huge_pages.unwrap_or(self.huge_pages),
+            vcpu_affinity: affinity(&patch.vcpu_affinity, &self.vcpu_affinity),
+            io_affinity: affinity(&patch.io_affinity, &self.io_affinity),
         };
         let uneven = config.smt && config.vcpu_count > 1 && !config.vcpu_count.is_multiple_of(2);
         if !(1..=VCPU_COUNT_MAX).contains(&config.vcpu_count) || uneven {
@@ -153,11 +190,27 @@ impl MachineConfig {
         if config.mem_size_mib == 0 || !config.mem_size_mib.is_multiple_of(config.huge_pages.granule_mib()) {
             return Err(MachineConfigError::MemSize);
         }
+        for (field, cpus) in [("vcpu_affinity", &config.vcpu_affinity), ("io_affinity", &config.io_affinity)]
+        {
+            if let Some(cpu) = cpus.iter().flatten().copied().find(|cpu| *cpu > CPU_MAX) {
+                return Err(MachineConfigError::Cpu { field, cpu });
+            }
+        }
+        if let Some(cpus) = config.vcpu_affinity.as_ref().map(Vec::len)
+            && cpus != usize::from(config.vcpu_count)
+        {
+            return Err(MachineConfigError::VcpuAffinity { cpus, vcpus: config.vcpu_count });
+        }
         match patch.cpu_template {
             None | Some(CpuTemplate::None) => Ok(config),
             Some(other) => Err(MachineConfigError::CpuTemplate(other)),
         }
     }
+}
+
+/// What becomes of an affinity: an empty one takes it away.
+fn affinity(patch: &Option<Vec<u16>>, current: &Option<Vec<u16>>) -> Option<Vec<u16>> {
+    patch.as_ref().or(current.as_ref()).filter(|cpus| !cpus.is_empty()).cloned()
 }
 
 #[cfg(test)]
@@ -199,6 +252,29 @@ mod tests {
         let refusal = patched(r#"{"cpu_template":"T2"}"#).unwrap_err().to_string();
         assert!(refusal.starts_with("The CPU template T2 is not supported by this build"), "{refusal}");
         assert!(patched(r#"{"cpu_template":"None"}"#).is_ok());
+    }
+
+    #[test]
+    fn each_vcpu_has_its_cpu_or_none_has() {
+        let config = patched(r#"{"vcpu_count":2,"vcpu_affinity":[1,0],"io_affinity":[3]}"#).unwrap();
+        assert_eq!(
+            (config.vcpu_affinity.clone(), config.io_affinity.clone()),
+            (Some(vec![1, 0]), Some(vec![3]))
+        );
+        let patch = |json: &str| config.patched(&serde_json::from_str(json).unwrap());
+        assert_eq!(patch(r#"{"mem_size_mib":7}"#).unwrap().vcpu_affinity, Some(vec![1, 0]));
+        assert_eq!(
+            patch(r#"{"vcpu_count":4}"#).unwrap_err().to_string(),
+            "The vcpu_affinity names 2 CPUs for 4 vCPUs: it must name one for each, or none at all."
+        );
+        assert_eq!(patch(r#"{"vcpu_count":4,"vcpu_affinity":[]}"#).unwrap().vcpu_affinity, None);
+        assert_eq!(
+            patch(r#"{"io_affinity":[0,1024]}"#).unwrap_err().to_string(),
+            "io_affinity: there is no CPU 1024; accepted are 0 to 1023."
+        );
+        let put: MachineConfig = serde_json::from_str(r#"{"vcpu_count":2,"mem_size_mib":9}"#).unwrap();
+        let put = config.patched(&put.into()).unwrap();
+        assert_eq!((put.vcpu_affinity, put.io_affinity), (None, None), "a PUT replaces all");
     }
 
     #[test]

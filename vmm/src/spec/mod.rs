@@ -25,7 +25,8 @@ pub use action::{Action, ActionBody, VmState, VmStateBody};
 pub use boot::{BootSource, DEFAULT_BOOT_ARGS};
 pub use config_file::{ConfigFile, ConfigFileError};
 pub use drive::{
-    CacheType, Drive, DriveBody, DrivePatch, DriveSpecError, IoEngine, QUEUES_MAX, SERIAL_LEN_MAX,
+    CacheType, Drive, DriveBody, DrivePatch, DriveSpecError, IoEngine, POLL_US_MAX, QUEUES_MAX,
+    SERIAL_LEN_MAX,
 };
 pub use entropy::Entropy;
 pub use id::{IdError, InstanceId, InstanceIdError, check_resource_id};

@@ -90,6 +90,8 @@ pub struct DriveView {
     pub discard: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rate_limiter_group: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub poll_us: Option<u16>,
 }
 
 impl From<&Drive> for DriveView {
@@ -109,6 +111,7 @@ impl From<&Drive> for DriveView {
             direct: drive.direct.then_some(true),
             discard: (!drive.discard).then_some(false),
             rate_limiter_group: drive.group.clone(),
+            poll_us: Some(drive.poll_us).filter(|us| *us > 0),
         }
     }
 }

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
+use crate::host::cpus::stay_on;
 use crate::kvm::kick;
 use crate::kvm::vcpu::{Accesses, Exit, Vcpu};
 use crate::sandbox::seccomp::Seccomp;
@@ -58,7 +59,7 @@ pub struct Vcpus {
 }
 
 impl Vcpus {
-    /// Starts a thread for each of `vcpus`, paused, confined as `seccomp` says. `ended` is called, once for each vCPU at most, when a guest ends.
+    /// Starts a thread for each of `vcpus`, paused, confined as `seccomp` says, each on its CPU of `cpus` if it has one. `ended` is called, once for each vCPU at most, when a guest ends.
     ///
     /// # Errors
     /// If a thread could not be started; those that were are stopped again.
@@ -66,6 +67,7 @@ impl Vcpus {
         vcpus: Vec<Vcpu>,
         accesses: Arc<A>,
         seccomp: Seccomp,
+        cpus: &[u16],
         ended: F,
     ) -> std::io::Result<Self>
     where
@@ -77,10 +79,12 @@ impl Vcpus {
         let mut all = Self { gate, threads: Vec::with_capacity(vcpus.len()) };
         for mut vcpu in vcpus {
             let (gate, accesses, ended) = (Arc::clone(&all.gate), Arc::clone(&accesses), ended.clone());
+            let cpu = cpus.get(usize::from(vcpu.id())).copied();
             let thread = std::thread::Builder::new()
                 .name(format!("yun_vcpu {}", vcpu.id()))
                 .stack_size(super::THREAD_STACK)
                 .spawn(move || {
+                    stay_on(cpu.as_slice());
                     seccomp.confine_or_abort(Kind::Vcpu);
                     if let Some(reason) = run(&mut vcpu, &*accesses, &gate) {
                         ended(reason);

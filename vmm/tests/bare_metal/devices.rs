@@ -14,6 +14,8 @@ over_both_transports!(kvm:
     block_without_cache_type_offers_no_flush_and_still_works,
     the_guest_sees_the_size_of_a_new_image,
     a_limited_drive_is_throttled_until_the_limit_is_taken_away,
+    a_group_holds_its_drive_and_threads_stay_on_their_cpus,
+    a_drive_whose_thread_looks_for_work_works,
     entropy_arrives,
     the_guest_finds_as_many_drives_as_the_transport_has_room_for,
 );
@@ -148,4 +150,62 @@ fn the_guest_finds_as_many_drives_as_the_transport_has_room_for(bus: Bus) {
     }
     boot(&vm, "do=blk");
     vm.ends_with(0, "poweroff");
+}
+
+/// The CPUs that a thread of the VMM's may run on, as the kernel writes them.
+fn cpus_of(vm: &Vm, thread: &str) -> String {
+    let tasks = fs::read_dir(format!("/proc/{}/task", vm.pid())).unwrap().map(|task| task.unwrap().path());
+    let mut of = tasks.filter(|task| fs::read_to_string(task.join("comm")).unwrap().trim() == thread);
+    let status = fs::read_to_string(of.next().expect(thread).join("status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
+    line.unwrap().trim().to_owned()
+}
+
+fn a_group_holds_its_drive_and_threads_stay_on_their_cpus(bus: Bus) {
+    let mut vm = Vm::start(bus.flags());
+    let disk = zeros(&vm.path("disk"), 4096);
+    let hour = json!({"ops": {"size": 1, "refill_time": 3_600_000}});
+    let drive =
+        json!({"drive_id": "d", "path_on_host": disk, "is_root_device": false, "rate_limiter_group": "g"});
+    let refusal = vm.refused("PUT", "/drives/d", &drive.to_string());
+    assert!(refusal.contains("make it with PUT /rate-limiter-groups/g first"), "{refusal}");
+    vm.put("/rate-limiter-groups/g", &hour);
+    vm.put("/drives/d", &drive);
+    let affinity = |cpu: u16| json!({"vcpu_count": 1, "mem_size_mib": 128, "vcpu_affinity": [cpu], "io_affinity": [cpu]});
+    vm.put("/machine-config", &affinity(1023));
+    load(&vm, "do=blk");
+    let refusal = vm.start_refused();
+    assert!(
+        refusal.contains(
+            "vcpu_affinity: CPU 1023 is not online, or not one that this process may use; accepted are ["
+        ),
+        "{refusal}"
+    );
+    let first: u16 = refusal.rsplit('[').next().unwrap().split([',', ']']).next().unwrap().parse().unwrap();
+    vm.put("/machine-config", &affinity(first));
+    vm.act("InstanceStart");
+    eventually("throttling", || {
+        (vm.metric("yun_block_rate_limiter_throttled_events_total") > 0).then_some(())
+    });
+    for thread in ["yun_vcpu 0", "yun_d"] {
+        assert_eq!(cpus_of(&vm, thread), first.to_string(), "{thread}");
+    }
+    assert_eq!(vm.get("/rate-limiter-groups/g")["ops"]["size"], 1);
+    assert!(vm.refused("DELETE", "/rate-limiter-groups/g", "").contains("in use by \"d\""));
+    vm.patch("/rate-limiter-groups/g", &json!({"ops": {"size": 0, "refill_time": 0}}));
+    vm.ends_with(0, "poweroff");
+    assert!(vm.console().contains("sector 1 written and read back"));
+}
+
+fn a_drive_whose_thread_looks_for_work_works(bus: Bus) {
+    for engine in ["Sync", "Async"] {
+        let mut vm = Vm::start(bus.flags());
+        let disk = zeros(&vm.path("disk"), 4096);
+        let options = json!({"cache_type": "Writeback", "poll_us": 1000, "io_engine": engine});
+        vm.put_drive("d", &disk, &options);
+        assert_eq!(vm.get("/vm/config")["drives"][0]["poll_us"], 1000);
+        boot(&vm, "do=blk");
+        vm.ends_with(0, "poweroff");
+        assert!(fs::read(&disk).unwrap()[512..1024] == sector_the_guest_writes());
+    }
 }

@@ -57,6 +57,8 @@ pub(super) struct Lane {
     /// of a batch and after each that was carried out here: until then those that an engine gets do not begin either.
     pub(super) popped_ns: u64,
     gate: Gate,
+    /// Somebody looks whether there is more: no kick is needed.
+    polled: bool,
 }
 
 impl Lane {
@@ -79,6 +81,7 @@ impl Lane {
             unreported: 0,
             popped_ns: 0,
             gate,
+            polled: false,
         }
     }
 
@@ -134,7 +137,7 @@ impl Lane {
                 if self.begun_early()? {
                     continue;
                 }
-                if self.ring.rearm(&ram)? {
+                if !self.polled && self.ring.rearm(&ram)? {
                     self.ring.suppress_kicks(&ram)?;
                     continue;
                 }
@@ -361,6 +364,15 @@ impl Part for Lane {
 
     fn new_source(&mut self) -> Option<RawFd> {
         self.new_source.take()
+    }
+
+    fn set_polled(&mut self, on: bool) {
+        self.polled = on;
+    }
+
+    /// Not while everything is in flight: then an answer of the host is what to wait for.
+    fn peek(&self) -> bool {
+        !self.flights.as_ref().is_some_and(Flights::is_full) && self.ring.has_more(&self.session.ram)
     }
 
     fn settle(&mut self) {

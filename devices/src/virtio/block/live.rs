@@ -69,6 +69,14 @@ impl Running for Live {
         self.new_source.take()
     }
 
+    fn set_polled(&mut self, on: bool) {
+        self.lanes.iter_mut().flatten().for_each(|lane| lane.set_polled(on));
+    }
+
+    fn peek(&self, queue: u16) -> bool {
+        self.lanes.get(usize::from(queue)).and_then(Option::as_ref).is_some_and(|lane| lane.peek())
+    }
+
     fn settle(&mut self) {
         self.lanes.iter_mut().flatten().for_each(|lane| lane.settle());
     }

@@ -95,6 +95,13 @@ impl Ring {
         Ok(true)
     }
 
+    /// Whether the driver made something available that was not popped; false if that can't be read, which `pop` will tell.
+    #[must_use]
+    pub fn has_more(&self, ram: &GuestMemoryMmap<()>) -> bool {
+        let index = self.queue.avail_idx(ram, Ordering::Acquire);
+        index.is_ok_and(|index| index.0 != self.queue.next_avail())
+    }
+
     /// Puts the chain that was popped last back: the next `pop` yields it again.
     pub fn undo_pop(&mut self) {
         self.queue.go_to_previous_position();

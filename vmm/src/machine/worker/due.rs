@@ -31,6 +31,16 @@ impl Due {
         }
     }
 
+    /// Whether nothing is to be served, now or later.
+    pub(super) fn is_empty(&self) -> bool {
+        self.now.is_empty() && self.later.is_empty()
+    }
+
+    /// Whether something is to be served now.
+    pub(super) fn is_due(&self) -> bool {
+        !self.now.is_empty()
+    }
+
     /// Moves what has become due to `now`.
     pub(super) fn ripen(&mut self) {
         if self.later.is_empty() {

@@ -55,7 +55,8 @@ fn wait_for(served: &AtomicUsize, n: usize) {
 
 #[test]
 fn a_queue_is_served_at_the_start_at_each_kick_and_again_while_there_is_more() {
-    let worker = Worker::start("test", 1, Kind::Device, Seccomp::Off, Arc::new(|_| ())).unwrap();
+    let worker =
+        Worker::start("test", 1, Kind::Device, Seccomp::Off, Arc::new(|_| ()), &Habits::default()).unwrap();
     let mut owner = worker.handle().clone();
     let (device, served) = counter(&[Served::After(Duration::from_millis(2)), Served::More]);
     owner.run(device, &[0]);
@@ -68,7 +69,8 @@ fn a_queue_is_served_at_the_start_at_each_kick_and_again_while_there_is_more() {
 
 #[test]
 fn a_paused_device_serves_nothing_and_forgets_no_kick() {
-    let worker = Worker::start("test", 1, Kind::Device, Seccomp::Off, Arc::new(|_| ())).unwrap();
+    let worker =
+        Worker::start("test", 1, Kind::Device, Seccomp::Off, Arc::new(|_| ()), &Habits::default()).unwrap();
     let mut owner = worker.handle().clone();
     let (device, served) = counter(&[]);
     owner.run(device, &[0]);
@@ -83,7 +85,8 @@ fn a_paused_device_serves_nothing_and_forgets_no_kick() {
 
 #[test]
 fn dropping_the_worker_ends_its_thread_and_a_late_order_is_answered() {
-    let worker = Worker::start("test", 1, Kind::Device, Seccomp::Off, Arc::new(|_| ())).unwrap();
+    let worker =
+        Worker::start("test", 1, Kind::Device, Seccomp::Off, Arc::new(|_| ()), &Habits::default()).unwrap();
     let mut owner = worker.handle().clone();
     drop(worker);
     assert!(owner.halt().is_none());
@@ -188,7 +191,8 @@ fn threads(name: &str) -> usize {
 
 #[test]
 fn a_device_that_divides_gets_a_thread_for_each_queue_that_is_used_and_keeps_it() {
-    let worker = Worker::start("many", 3, Kind::Device, Seccomp::Off, Arc::new(|_| ())).unwrap();
+    let worker =
+        Worker::start("many", 3, Kind::Device, Seccomp::Off, Arc::new(|_| ()), &Habits::default()).unwrap();
     let mut owner = worker.handle().clone();
     let (device, batches) = Divisible::new(3);
     let mut device: Box<dyn Running> = device;
@@ -222,7 +226,8 @@ fn a_device_that_divides_gets_a_thread_for_each_queue_that_is_used_and_keeps_it(
 
 #[test]
 fn a_pause_holds_all_threads_of_a_device() {
-    let worker = Worker::start("held", 3, Kind::Device, Seccomp::Off, Arc::new(|_| ())).unwrap();
+    let worker =
+        Worker::start("held", 3, Kind::Device, Seccomp::Off, Arc::new(|_| ()), &Habits::default()).unwrap();
     let mut owner = worker.handle().clone();
     let (device, batches) = Divisible::new(3);
     owner.run(device, &[0, 1, 2]);
@@ -239,6 +244,126 @@ fn a_pause_holds_all_threads_of_a_device() {
             && all.contains(&noted(2, "held.2"))
     });
     assert!(owner.halt().is_some());
+}
+
+/// A device that notes what is asked of it, and has something to serve while `available` is not 0.
+struct Watched {
+    notes: Arc<std::sync::Mutex<Vec<&'static str>>>,
+    available: Arc<AtomicUsize>,
+    config: Arc<ConfigSpace>,
+}
+
+impl Idle for Watched {
+    fn kind(&self) -> DeviceKind {
+        DeviceKind::Block
+    }
+    fn offered(&self) -> u64 {
+        0
+    }
+    fn queue_sizes_max(&self) -> &[u16] {
+        &[16]
+    }
+    fn config(&self) -> &Arc<ConfigSpace> {
+        &self.config
+    }
+    fn start(self: Box<Self>, _: Granted) -> Result<Box<dyn Running>, StartFailed> {
+        Ok(self)
+    }
+}
+
+impl Running for Watched {
+    fn serve(&mut self, _queue: u16) -> Served {
+        let found = self.available.swap(0, Ordering::SeqCst);
+        self.notes.lock().unwrap().push(if found == 0 { "nothing" } else { "served" });
+        Served::Drained
+    }
+    fn set_polled(&mut self, on: bool) {
+        self.notes.lock().unwrap().push(if on { "looks" } else { "sleeps" });
+    }
+    fn peek(&self, _queue: u16) -> bool {
+        self.available.load(Ordering::SeqCst) != 0
+    }
+    fn stop(self: Box<Self>) -> Box<dyn Idle> {
+        self
+    }
+}
+
+/// A thread with a window of `poll` and its device, which was served once.
+struct Watch {
+    worker: Worker,
+    notes: Arc<std::sync::Mutex<Vec<&'static str>>>,
+    available: Arc<AtomicUsize>,
+}
+
+impl Watch {
+    fn new(poll: Duration) -> Self {
+        let habits = Habits { poll, ..Habits::default() };
+        let worker =
+            Worker::start("watch", 1, Kind::Device, Seccomp::Off, Arc::new(|_| ()), &habits).unwrap();
+        let (notes, available) = (Arc::default(), Arc::new(AtomicUsize::new(0)));
+        let config = ConfigSpace::new(vec![]);
+        let device = Watched { notes: Arc::clone(&notes), available: Arc::clone(&available), config };
+        worker.handle().clone().run(Box::new(device), &[0]);
+        Self { worker, notes, available }
+    }
+
+    /// Waits until what was noted ends with `end`.
+    fn until(&self, end: &[&str]) {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while !self.notes.lock().unwrap().ends_with(end) {
+            assert!(Instant::now() < deadline, "{:?}", self.notes.lock().unwrap());
+            std::thread::yield_now();
+        }
+    }
+}
+
+const LONG: Duration = Duration::from_secs(3600);
+
+#[test]
+fn a_thread_that_looks_finds_work_without_a_kick() {
+    let watch = Watch::new(LONG);
+    watch.until(&["looks", "nothing"]);
+    for _ in 0..3 {
+        watch.available.store(1, Ordering::SeqCst);
+        watch.until(&["served"]);
+        watch.notes.lock().unwrap().clear();
+    }
+}
+
+#[test]
+fn a_thread_that_looks_obeys_and_after_a_pause_it_serves_what_came_unkicked() {
+    let watch = Watch::new(LONG);
+    watch.until(&["looks", "nothing"]);
+    let mut owner = watch.worker.handle().clone();
+    owner.pause();
+    watch.until(&["sleeps"]);
+    watch.available.store(1, Ordering::SeqCst);
+    owner.resume();
+    watch.until(&["served"]);
+    owner.kick(0);
+    assert!(owner.halt().is_some());
+    drop(watch.worker);
+}
+
+#[test]
+fn a_window_in_vain_ends_with_a_last_look_and_then_a_kick_is_needed_and_enough() {
+    let watch = Watch::new(Duration::from_millis(1));
+    watch.until(&["looks", "nothing", "sleeps", "nothing"]);
+    watch.available.store(1, Ordering::SeqCst);
+    watch.worker.handle().kick_all();
+    watch.until(&["served", "sleeps", "nothing"]);
+}
+
+#[test]
+fn without_a_window_nobody_looks() {
+    let watch = Watch::new(Duration::ZERO);
+    watch.until(&["nothing"]);
+    watch.available.store(1, Ordering::SeqCst);
+    watch.worker.handle().kick_all();
+    watch.until(&["served"]);
+    let mut owner = watch.worker.handle().clone();
+    assert!(owner.halt().is_some());
+    assert_eq!(*watch.notes.lock().unwrap(), ["nothing", "served"]);
 }
 
 fn nothing_granted() -> Granted {

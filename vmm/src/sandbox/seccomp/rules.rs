@@ -299,6 +299,7 @@ const PLUG: &[Rule] = &[
     },
     when(libc::SYS_prctl, Arg::OneOf(0, &[PR_SET_NO_NEW_PRIVS])),
     when(libc::SYS_seccomp, Arg::OneOf(0, &[SECCOMP_SET_MODE_FILTER])),
+    rare(libc::SYS_sched_setaffinity, "io_affinity: the threads of a device stay on their CPUs"),
 ];
 
 /// What becomes of a process before its guest runs.
@@ -338,6 +339,8 @@ const START: &[Rule] = &[
         rarely: Some("--no-thp"),
     },
     rare(libc::SYS_mlock2, "memory that is to be locked"),
+    rare(libc::SYS_sched_getaffinity, "vcpu_affinity and io_affinity: are these CPUs allowed"),
+    rare(libc::SYS_sched_setaffinity, "vcpu_affinity and io_affinity"),
     when(libc::SYS_ioctl, Arg::Ioctl(BUILD)),
     when(libc::SYS_ioctl, Arg::Ioctl(&[TUN | 0xca, TUN | 0xd8])),
     Rule {

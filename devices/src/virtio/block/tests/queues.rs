@@ -106,6 +106,29 @@ fn a_queue_serves_its_own_requests_and_raises_its_own_interrupt() {
 }
 
 #[test]
+fn a_polled_queue_is_found_without_a_kick_and_asks_for_kicks_again_when_it_is_polled_no_more() {
+    let mut many = Many::new(2, Box::new(MemBackend::zeroed(8)), &options());
+    many.device.set_polled(true);
+    assert_eq!([many.device.serve(0), many.device.serve(1)], [Served::Drained; 2]);
+    assert!(many.guests.iter().all(|guest| guest.driver.kicks_suppressed()));
+    assert!(!many.device.peek(0) && !many.device.peek(1) && !many.device.peek(2));
+    many.guests[1].send_write(1, 0x11);
+    assert!(!many.device.peek(0) && many.device.peek(1));
+    assert_eq!(many.answered(1), OK);
+    assert!(!many.device.peek(1));
+    many.device.set_polled(false);
+    assert_eq!([many.device.serve(0), many.device.serve(1)], [Served::Drained; 2]);
+    assert!(many.guests.iter().all(|guest| !guest.driver.kicks_suppressed()));
+    // A part likewise.
+    let mut part = many.device.split_off(1).unwrap();
+    part.set_polled(true);
+    assert_eq!(part.serve(), Served::Drained);
+    many.guests[1].send_write(1, 0x22);
+    assert!(part.peek() && !many.device.peek(1) && many.guests[1].driver.kicks_suppressed());
+    part.end();
+}
+
+#[test]
 fn a_queue_that_was_split_off_is_served_by_its_part_alone() {
     let disk = MemBackend::zeroed(8);
     let mut many = Many::new(2, Box::new(disk.clone()), &options());

@@ -1,0 +1,71 @@
+//! What a thread serves: a device, or one queue of it.
+
+use std::os::fd::RawFd;
+
+use devices::virtio::{Idle, Part, Running, Served};
+
+use super::due::Job;
+
+/// What a thread serves.
+pub(super) enum Work {
+    Device(Box<dyn Running>),
+    Part(Box<dyn Part>),
+}
+
+impl Work {
+    pub(super) fn do_job(&mut self, job: Job) -> Served {
+        match (self, job) {
+            (Self::Device(device), Job::Queue(queue)) => device.serve(queue),
+            (Self::Device(device), Job::Source(source)) => device.ready(source),
+            (Self::Part(part), Job::Queue(_)) => part.serve(),
+            (Self::Part(part), Job::Source(_)) => part.ready(),
+        }
+    }
+
+    pub(super) fn set_polled(&mut self, on: bool) {
+        match self {
+            Self::Device(device) => device.set_polled(on),
+            Self::Part(part) => part.set_polled(on),
+        }
+    }
+
+    pub(super) fn peek(&self, queue: u16) -> bool {
+        match self {
+            Self::Device(device) => device.peek(queue),
+            Self::Part(part) => part.peek(),
+        }
+    }
+
+    /// What it began to wait for.
+    pub(super) fn new_source(&mut self) -> Option<(usize, RawFd)> {
+        match self {
+            Self::Device(device) => device.new_source(),
+            Self::Part(part) => part.new_source().map(|fd| (0, fd)),
+        }
+    }
+
+    pub(super) fn settle(&mut self) {
+        match self {
+            Self::Device(device) => device.settle(),
+            Self::Part(part) => part.settle(),
+        }
+    }
+
+    pub(super) fn sources(&self) -> Vec<RawFd> {
+        match self {
+            Self::Device(device) => device.sources(),
+            Self::Part(_) => Vec::new(),
+        }
+    }
+
+    /// Stops it. A part has nothing to give back.
+    pub(super) fn stop(self) -> Option<Box<dyn Idle>> {
+        match self {
+            Self::Device(device) => Some(device.stop()),
+            Self::Part(part) => {
+                part.end();
+                None
+            }
+        }
+    }
+}
