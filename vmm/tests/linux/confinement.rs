@@ -117,7 +117,8 @@ fn life(bus: Bus, calls: &mut Calls) {
     let _tap = Taps::add(&tap, "172.18.0.1");
     let mut vm = setup.start();
     configure(&vm, &tap);
-    vm.put("/machine-config", &json!({"vcpu_count": 2, "mem_size_mib": 256}));
+    let affinity = json!({"vcpu_count": 2, "mem_size_mib": 256, "vcpu_affinity": [0, 0], "io_affinity": [0]});
+    vm.put("/machine-config", &affinity);
     let script = "cd /tmp; dd if=/dev/urandom of=a bs=64k count=8 2>/dev/null
         dd if=a of=/dev/vda bs=4k conv=fsync 2>/dev/null
         echo 3 >/proc/sys/vm/drop_caches; dd if=/dev/vda of=/dev/null bs=64k 2>/dev/null
@@ -154,7 +155,9 @@ fn configure(vm: &Vm, tap: &str) {
     vm.put("/logger", &json!({"log_path": vm.path("log"), "level": "Debug"}));
     vm.put("/metrics", &json!({"metrics_path": vm.path("metrics")}));
     vm.put("/serial", &json!({"rate_limiter": {"size": 1 << 20, "refill_time": 100}}));
-    vm.put_drive("disk", &zeros(&vm.path("disk"), 1 << 20), &json!({"cache_type": "Writeback"}));
+    vm.put("/rate-limiter-groups/io", &json!({"ops": {"size": 10_000, "refill_time": 100}}));
+    let disk = json!({"cache_type": "Writeback", "poll_us": 50, "rate_limiter_group": "io"});
+    vm.put_drive("disk", &zeros(&vm.path("disk"), 1 << 20), &disk);
     let ring = json!({"cache_type": "Writeback", "io_engine": "Async"});
     vm.put_drive("ring", &zeros(&vm.path("ring"), 1 << 20), &ring);
     let interface = json!({"iface_id": "eth0", "host_dev_name": tap, "guest_mac": "06:00:ac:12:00:02"});
@@ -180,6 +183,7 @@ fn every_request(vm: &Vm) {
         "/network-interfaces/eth0",
         json!({"iface_id": "eth0", "rx_rate_limiter": limit, "tx_rate_limiter": limit}),
     );
+    done("/rate-limiter-groups/io", limit.clone());
     done("/vm", json!({"state": "Paused"}));
     done("/vm", json!({"state": "Resumed"}));
     vm.act("FlushMetrics");

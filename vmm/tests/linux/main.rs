@@ -5,6 +5,7 @@
 //! | [`boots`] | ways into the kernel, vCPUs, memory, command line |
 //! | [`ends`] | poweroff, reboot, panic, the power button, Ctrl-Alt-Del |
 //! | [`disks`] | block devices and entropy, resizing, a root file system, pauses during I/O |
+//! | [`integrity`] | fio's checksums, while the host changes all it can |
 //! | [`nets`] | a network interface on a TAP device |
 //! | [`hotplug`] | devices that come and go |
 //! | [`sockets`] | the socket device: bulk, half-closed ends, records, a stalled reader, a storm |
@@ -23,6 +24,7 @@ mod confinement;
 mod disks;
 mod ends;
 mod hotplug;
+mod integrity;
 mod nets;
 mod sockets;
 
