@@ -1,11 +1,28 @@
 //! How a device reaches the guest's CPU.
 
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+
+/// An eventfd: something that others write to, and that is known by its descriptor.
+pub type Eventfd = Arc<dyn AsRawFd + Send + Sync>;
+
 /// The interrupts of one virtio device (virtio 1.2 §2.3, §4.1.4.5, §4.2.2).
 ///
 /// Callable from any thread; never blocks. A transport implements it over whatever line or vectors the machine gave it.
 pub trait Interrupt: Send + Sync {
     /// Tells the driver that queue `index` has new used buffers.
     fn queue(&self, index: u16);
+
+    /// Has each write to `eventfd` be an interrupt of queue `index` from now on, without a call of [`Interrupt::queue`]: for a queue that
+    /// somebody outside of this process serves. One that is masked comes when it is unmasked. It is the interrupt that the
+    /// driver has chosen by now: to be called when the device starts. False if the machine has no such thing, or the driver
+    /// chose nothing it could be; then nothing has changed.
+    fn connect(&self, _index: u16, _eventfd: &Eventfd) -> bool {
+        false
+    }
+
+    /// Undoes [`Interrupt::connect`].
+    fn disconnect(&self, _eventfd: &Eventfd) {}
 
     /// Tells the driver that the device's configuration changed; the transport's config generation is already new.
     fn config(&self);

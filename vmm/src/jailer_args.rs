@@ -45,6 +45,7 @@ What it can reach
                             runs, whose pid is in the file NAME OF FILE.pid in its `/`
       --new-user-ns         Be in a user namespace of its own, in which there is nobody else. Needs a host that lets
                             unprivileged users make one
+      --vhost-net           Have /dev/vhost-net, for network interfaces with `vhost`
       --keep-fd N           Let the VMM inherit descriptor N of the jailer, 3 or more; may be repeated. All others
                             are closed
 
@@ -112,6 +113,7 @@ struct Given {
     parent_cgroup: Option<PathBuf>,
     limits: Limits,
     keep_fds: Vec<RawFd>,
+    vhost_net: bool,
 }
 
 impl Invocation {
@@ -163,6 +165,7 @@ impl Given {
             "new-session" => self.new_session = true,
             "new-pid-ns" => self.new_pid_ns = true,
             "new-user-ns" => self.new_user_ns = true,
+            "vhost-net" => self.vhost_net = true,
             "cgroup" => match parser.value()?.string()?.parse() {
                 Ok(setting) => self.cgroup.push(setting),
                 Err(error) => return refuse(format!("--cgroup: {error}")),
@@ -233,6 +236,7 @@ impl Given {
             cgroup: self.cgroup,
             limits: self.limits,
             keep_fds: self.keep_fds,
+            vhost_net: self.vhost_net,
             api_socket: api_socket(&arguments),
             arguments,
             started,
@@ -302,7 +306,7 @@ mod tests {
         assert_eq!(spec.limits, Limits { no_file: 2048, file_size: None });
         assert_eq!(spec.api_socket.to_str(), Some("/run/firecracker.socket"));
         assert!(!spec.daemonize && !spec.new_session && !spec.new_pid_ns && !spec.new_user_ns);
-        assert!(spec.keep_fds.is_empty() && spec.arguments.is_empty());
+        assert!(spec.keep_fds.is_empty() && spec.arguments.is_empty() && !spec.vhost_net);
     }
 
     #[test]
@@ -310,7 +314,7 @@ mod tests {
         let all = format!(
             "{NEEDED} --chroot-base-dir /jails --netns /run/netns/x --daemonize --new-session --new-pid-ns --new-user-ns \
              --cgroup memory.max=1 --cgroup cpu.max=2 --cgroup-version 2 --parent-cgroup a/b \
-             --resource-limit no-file=64 --resource-limit fsize=4096 --keep-fd 3 --keep-fd 9"
+             --resource-limit no-file=64 --resource-limit fsize=4096 --keep-fd 3 --keep-fd 9 --vhost-net"
         );
         let expected = JailSpec {
             id: InstanceId::parse("vm-1").unwrap(),
@@ -327,6 +331,7 @@ mod tests {
             cgroup: vec!["memory.max=1".parse().unwrap(), "cpu.max=2".parse().unwrap()],
             limits: Limits { no_file: 64, file_size: Some(4096) },
             keep_fds: vec![3, 9],
+            vhost_net: true,
             api_socket: "/run/firecracker.socket".into(),
             arguments: vec![],
             started: Started::default(),
@@ -418,7 +423,7 @@ mod tests {
             assert!(HELP.contains(&format!("--{flag} ")), "--{flag} is not explained");
             flags += 1;
         }
-        assert_eq!(flags, 16);
+        assert_eq!(flags, 17);
         assert!(HELP.lines().all(|line| line.chars().count() <= 120));
     }
 }

@@ -21,7 +21,7 @@
 //! | [`arch`] | address map, CPUID, registers, ACPI and MP tables: data in, data out |
 //! | [`kvm`] | ioctls; `unsafe` |
 //! | [`mem`] | guest RAM on the host, vectored I/O into it; `unsafe` |
-//! | [`host`] | disk images, TAP devices, the guest's sockets, the console's ends, who is at the other end of a socket |
+//! | [`host`] | disk images, TAP devices, the kernel's network path (vhost-net), the guest's sockets, the console's ends, who is at the other end of a socket |
 //! | [`sandbox`] | what a VMM can reach and may do: jails and cgroups, seccomp and Landlock; `unsafe` |
 //! | [`cli`] | `yun`, the shell: asks the agent over its socket, and knows only its wire types ([`agent::model`]) |
 //! | [`events`], [`metrics`], [`logger`] | what happened, how often, and in words |

@@ -7,6 +7,8 @@
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use crate::irq::Eventfd;
+
 /// Capability ID of MSI-X.
 pub const CAPABILITY: u8 = 0x11;
 /// Bytes of a table entry.
@@ -44,6 +46,16 @@ pub trait MsixSink: Send + Sync {
 
     /// Sends `vector`'s message. Called from any thread; never blocks.
     fn trigger(&self, vector: u16);
+
+    /// Has each write to `eventfd` send `vector`'s message, which is `message` now, from now on; not while it is masked, as it
+    /// is now if `masked` says so: then a write is kept until [`MsixSink::route`] unmasks it. Not during another call of this or of
+    /// `route`. False if it can't be had.
+    fn connect(&self, _vector: u16, _message: MsixMessage, _masked: bool, _eventfd: &Eventfd) -> bool {
+        false
+    }
+
+    /// Undoes [`MsixSink::connect`]. Called from any thread.
+    fn disconnect(&self, _eventfd: &Eventfd) {}
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -112,6 +124,21 @@ impl Msix {
         if masked.is_err() {
             self.sink.trigger(vector);
         }
+    }
+
+    /// Has each write to `eventfd` deliver `vector`, as it is masked and routed at the time; false if there is no such vector,
+    /// MSI-X is not enabled, or the sink has no such thing. Of what is kept because it is masked the pending bit does not tell.
+    pub fn connect(&self, vector: u16, eventfd: &Eventfd) -> bool {
+        // Held, so that it can't be masked between the look and the sink's.
+        let table = self.table();
+        let index = usize::from(vector);
+        let Some(entry) = table.entries.get(index).filter(|_| self.enabled()) else { return false };
+        self.sink.connect(vector, entry.message, table.masked(index), eventfd)
+    }
+
+    /// Undoes [`Msix::connect`].
+    pub fn disconnect(&self, eventfd: &Eventfd) {
+        self.sink.disconnect(eventfd);
     }
 
     /// Forgets pending vectors: the device behind the function was reset.
@@ -273,6 +300,37 @@ mod tests {
                 assert_eq!(sink.delivered(0), round, "once each, never lost");
             }
         });
+    }
+
+    /// Notes what is connected: vector, message and whether it is masked.
+    #[derive(Default)]
+    struct Connected(Mutex<Vec<(u16, MsixMessage, bool)>>);
+
+    impl MsixSink for Connected {
+        fn route(&self, vector: u16, message: MsixMessage, masked: bool) {
+            self.0.lock().unwrap().push((vector, message, masked));
+        }
+        fn trigger(&self, _vector: u16) {}
+        fn connect(&self, vector: u16, message: MsixMessage, masked: bool, _: &Eventfd) -> bool {
+            self.0.lock().unwrap().push((vector, message, masked));
+            true
+        }
+    }
+
+    #[test]
+    fn an_eventfd_is_connected_to_a_vector_that_exists_as_it_is_masked_and_routed() {
+        let sink = Arc::new(Connected::default());
+        let msix = Msix::new(2, Arc::clone(&sink) as Arc<dyn MsixSink>);
+        let eventfd: Eventfd = Arc::new(std::io::stdin());
+        assert!(!msix.connect(0, &eventfd), "MSI-X is not enabled: nothing would come");
+        msix.set_control(CONTROL_ENABLE);
+        msix.write_table(0, &0xfee0_0000u64.to_le_bytes());
+        assert!(!msix.connect(2, &eventfd) && !msix.connect(u16::MAX, &eventfd));
+        assert!(msix.connect(0, &eventfd));
+        msix.write_table(12, &0u32.to_le_bytes());
+        assert!(msix.connect(0, &eventfd));
+        let message = MsixMessage { address: 0xfee0_0000, data: 0 };
+        assert_eq!(*sink.0.lock().unwrap(), [(0, message, true), (0, message, false), (0, message, false)]);
     }
 
     #[test]

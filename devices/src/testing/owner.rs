@@ -79,6 +79,7 @@ impl Owner for InlineOwner {
             assert!(state.device.is_none(), "a transport runs one device");
             *state = State { device: Some(device), broken: false };
         }
+        self.state().device.iter_mut().for_each(|device| device.go_on());
         for queue in queues {
             self.serve(*queue);
         }

@@ -219,6 +219,16 @@ pub trait Running: Send {
         false
     }
 
+    /// Begins to work, or goes on after [`Running::settle`]: called before the first [`Running::serve`], and when a pause ends.
+    /// For a device whose queues somebody else serves, who has to be told.
+    fn go_on(&mut self) {}
+
+    /// The queues, as bits, whose kicks somebody else hears at present: `serve` need not be called for these. Asked after each
+    /// call.
+    fn kicked_elsewhere(&self) -> u64 {
+        0
+    }
+
     /// Finishes requests in flight, so that nothing of the device's touches guest memory until it is called again.
     fn settle(&mut self) {}
 

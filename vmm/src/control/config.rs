@@ -59,6 +59,12 @@ pub trait HostFiles {
     /// As above.
     fn open_tap(&mut self, source: TapSource<'_>, replacing: Option<&Self::Tap>) -> io::Result<Self::Tap>;
 
+    /// Whether there is vhost-net. It is opened when the machine is built, which has its own each time.
+    ///
+    /// # Errors
+    /// As above.
+    fn find_vhost(&mut self) -> io::Result<()>;
+
     /// Listens at `path` for those who want to talk to the guest. `replacing` is the handle that will be dropped if this
     /// succeeds: that it listens there is no conflict.
     ///
@@ -360,6 +366,12 @@ impl<H: HostFiles> VmResources<H> {
             return Err(NetError::MacInUse(mac.to_string()));
         }
         self.groups.check(spec.rate_limiter_group.as_ref())?;
+        if spec.vhost && spec.rate_limiter_group.is_some() {
+            return Err(NetError::Vhost("it can't keep the limits of a rate_limiter_group".to_owned()));
+        }
+        if spec.vhost {
+            host.find_vhost().map_err(|error| NetError::Vhost(error.to_string()))?;
+        }
         let replacing = place.map(|index| &self.nets[index].tap);
         let tap = host.open_tap(spec.tap(), replacing).map_err(|error| NetError::OpenTap {
             error: error.to_string(),

@@ -9,6 +9,7 @@ use crate::spec::MachineConfigPatch;
 #[derive(Debug, Default)]
 struct Host {
     opened: usize,
+    vhost: bool,
 }
 
 fn missing() -> io::Error {
@@ -55,12 +56,34 @@ impl HostFiles for Host {
         }
     }
 
+    fn find_vhost(&mut self) -> io::Result<()> {
+        if self.vhost { Ok(()) } else { Err(missing()) }
+    }
+
     fn open_vsock(&mut self, path: &str, replacing: Option<&String>) -> io::Result<String> {
         match replacing {
             Some(old) if old == path => Ok(old.clone()),
             _ => self.open(path),
         }
     }
+}
+
+#[test]
+fn an_interface_of_the_kernels_is_refused_where_there_is_no_vhost_net_before_anything_is_opened() {
+    let mut resources = VmResources::<Host>::default();
+    let body = r#"{"iface_id":"a","host_dev_name":"tap0","vhost":true}"#;
+    let ask = || Configure::NetworkInterface(serde_json::from_str(body).unwrap());
+    let mut host = Host::default();
+    let refusal = resources.configure(&mut host, ask()).unwrap_err().to_string();
+    assert_eq!(
+        refusal,
+        "Network config error: Could not create the network device: vhost: No such file or directory (os error 2). \
+         Without it only `vhost: false` is accepted."
+    );
+    assert!(resources.nets().is_empty());
+    host.vhost = true;
+    resources.configure(&mut host, ask()).unwrap();
+    assert!(resources.view().network_interfaces[0].vhost);
 }
 
 fn drive(id: &str, path: &str, root: bool) -> Configure {

@@ -211,6 +211,9 @@ pub enum NetError {
     /// Its `rate_limiter_group`.
     #[error("Could not create the network device: rate_limiter_group: {0}")]
     Group(#[from] GroupError),
+    /// The kernel is to move its frames, and can't.
+    #[error("Could not create the network device: vhost: {0}. Without it only `vhost: false` is accepted.")]
+    Vhost(String),
     /// An interface that is to come while the guest runs is there already.
     #[error("Device ID in use: {0}")]
     IdInUse(String),

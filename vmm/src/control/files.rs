@@ -9,6 +9,7 @@ use crate::host::direct::Direct;
 use crate::host::disk::Disk;
 use crate::host::lent::Received;
 use crate::host::tap::Tap;
+use crate::host::vhost_net;
 use crate::host::vsock::VsockSockets;
 use crate::sandbox::descriptors::inherited;
 use crate::spec::{Drive, TapSource};
@@ -60,6 +61,10 @@ impl HostFiles for Host {
             },
             TapSource::Fd(fd) => Tap::of(inherited(fd)?.into()),
         }
+    }
+
+    fn find_vhost(&mut self) -> io::Result<()> {
+        vhost_net::available().map_err(io::Error::other)
     }
 
     fn open_vsock(&mut self, path: &str, replacing: Option<&Self::Vsock>) -> io::Result<Self::Vsock> {

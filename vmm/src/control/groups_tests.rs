@@ -28,6 +28,9 @@ impl HostFiles for Host {
     fn open_tap(&mut self, _: TapSource<'_>, _: Option<&()>) -> io::Result<()> {
         Ok(())
     }
+    fn find_vhost(&mut self) -> io::Result<()> {
+        Ok(())
+    }
     fn open_vsock(&mut self, _: &str, _: Option<&()>) -> io::Result<()> {
         Ok(())
     }
@@ -88,6 +91,16 @@ fn a_device_can_only_be_in_a_group_that_is_there() {
     assert_eq!(view["drives"][0]["rate_limiter_group"], "g");
     assert_eq!(view["network-interfaces"][0]["rate_limiter_group"], "g");
     assert_eq!(view["rate-limiter-groups"]["g"]["ops"]["size"], 5);
+}
+
+#[test]
+fn an_interface_that_the_kernel_serves_is_in_no_group() {
+    let mut rig = Rig::default();
+    rig.group("g", ops(5)).unwrap();
+    let body = json!({"iface_id": "n", "host_dev_name": "tap", "rate_limiter_group": "g", "vhost": true});
+    let refused = rig.put(Configure::NetworkInterface(serde_json::from_value(body).unwrap())).unwrap_err();
+    assert!(refused.contains("vhost: it can't keep the limits of a rate_limiter_group"), "{refused}");
+    assert!(rig.0.nets().is_empty());
 }
 
 #[test]

@@ -122,6 +122,7 @@ pub(super) fn net_plan(net: &NetEntry<Host>, group: Option<&Group>) -> NetPlan {
         tap: net.tap.clone(),
         mac: spec.guest_mac.map(|mac| mac.0),
         mtu: spec.mtu,
+        vhost: spec.vhost,
         rx_limits: limits(spec.rx_rate_limiter),
         tx_limits: limits(spec.tx_rate_limiter),
         group: group.cloned(),

@@ -11,6 +11,7 @@ pub mod peer;
 pub(crate) mod socket;
 pub mod stdio;
 pub mod tap;
+pub mod vhost_net;
 pub mod vsock;
 
 use std::fs::{File, OpenOptions};

@@ -90,6 +90,11 @@ impl Tap {
         Arc::try_unwrap(self.file).or_else(|shared| shared.try_clone()).map(OwnedFd::from)
     }
 
+    /// Its file, for the kernel to take frames from.
+    pub(super) fn file(&self) -> &File {
+        &self.file
+    }
+
     fn fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
     }

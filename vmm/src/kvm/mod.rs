@@ -2,6 +2,7 @@
 //! rooms with `unsafe`.
 
 pub mod blkdev;
+mod irqfd;
 pub mod kick;
 pub mod tun;
 pub mod vcpu;

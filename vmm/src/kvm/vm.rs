@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-use devices::irq::Line;
+use devices::irq::{Eventfd, Line};
 use devices::mem::Ram;
 use devices::pci::msix::{MsixMessage, MsixSink};
 use kvm_bindings::{
@@ -15,6 +15,7 @@ use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::ioctl::ioctl_with_ref;
 
+use super::irqfd::{Connections, Routes};
 use super::{KvmError, ioctl};
 use crate::arch::x86_64::{cpuid, layout};
 
@@ -28,6 +29,7 @@ use ioctls::KVM_REINJECT_CONTROL;
 pub struct Vm {
     // Declared before `ram`: KVM lets go of the memory slots before RAM can be unmapped.
     fd: Arc<VmFd>,
+    routes: Arc<Routes>,
     kvm: Kvm,
     ram: Ram,
     /// Held by the vCPU that empties the ring of coalesced writes, which all vCPUs share; `None` if KVM has no such ring.
@@ -64,7 +66,8 @@ impl Vm {
             }
         };
         let coalesced = kvm.check_extension(Cap::CoalescedMmio).then(Arc::default);
-        let vm = Self { fd: Arc::new(fd), kvm, ram, coalesced };
+        let fd = Arc::new(fd);
+        let vm = Self { routes: Routes::new(Arc::clone(&fd)), fd, kvm, ram, coalesced };
         vm.map_ram()?;
         vm.fd
             .set_identity_map_address(layout::KVM_IDENTITY_MAP)
@@ -151,7 +154,8 @@ impl Vm {
     #[must_use]
     pub fn messages(&self, vectors: u16) -> Arc<Messages> {
         let slots = (0..vectors).map(|_| MessageSlot::default()).collect();
-        Arc::new(Messages { fd: Arc::clone(&self.fd), slots })
+        let connections = Connections::new(Arc::clone(&self.routes));
+        Arc::new(Messages { fd: Arc::clone(&self.fd), slots, connections })
     }
 
     /// Has guest writes of `queue` (32 bits) to the MMIO address `addr` signal `kick` without leaving the kernel.
@@ -230,6 +234,8 @@ struct MessageSlot {
 pub struct Messages {
     fd: Arc<VmFd>,
     slots: Vec<MessageSlot>,
+    /// Those that others send, by irqfd.
+    connections: Connections,
 }
 
 impl MsixSink for Messages {
@@ -239,6 +245,15 @@ impl MsixSink for Messages {
             // Release: whoever triggers after the unmask sees the address that goes with the data.
             slot.data.store(message.data, Ordering::Release);
         }
+        self.connections.route(vector, message, masked);
+    }
+
+    fn connect(&self, vector: u16, message: MsixMessage, masked: bool, eventfd: &Eventfd) -> bool {
+        self.connections.connect(vector, message, masked, eventfd)
+    }
+
+    fn disconnect(&self, eventfd: &Eventfd) {
+        self.connections.disconnect(eventfd);
     }
 
     fn trigger(&self, vector: u16) {

@@ -21,6 +21,7 @@ use crate::boot::cmdline::{self, CmdlineError};
 use crate::boot::kernel::{self, KernelError};
 use crate::boot::params::{self, BootInfo};
 use crate::host::console::Console;
+use crate::host::vhost_net::VhostError;
 use crate::kvm::KvmError;
 use crate::kvm::vcpu::Vcpu;
 use crate::kvm::vm::Vm;
@@ -61,6 +62,14 @@ pub enum BuildError {
     /// Two devices at one address: a mistake in the address map.
     #[error("the address map is wrong: {0}")]
     Bus(#[from] BusError),
+    /// The host's kernel does not serve an interface that it is to serve.
+    #[error("network interface {id}: vhost: {source}")]
+    Vhost {
+        /// Which.
+        id: String,
+        /// Why not.
+        source: VhostError,
+    },
     /// No thread or descriptor for a device.
     #[error("no thread or descriptor for {what}: {source}")]
     Threads {
@@ -124,7 +133,7 @@ impl Machine {
         let count = plan.drives.len();
         let drives = plan.drives.into_iter().map(|drive| places.give(maker.drive(drive, count)?));
         let drives = drives.collect::<Result<Vec<_>, _>>()?;
-        let nets = plan.nets.into_iter().map(|net| places.give(maker.net(net)?));
+        let nets = plan.nets.into_iter().map(|net| places.give(maker.net(net, vm.ram())?));
         let nets = nets.collect::<Result<Vec<_>, _>>()?;
         let entropy = plan.entropy.map(|limits| places.give(maker.entropy(&limits)?)).transpose()?;
         let vsock = plan.vsock.map(|vsock| places.give(maker.vsock(vsock)?)).transpose()?;

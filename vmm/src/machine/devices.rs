@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use devices::limiter::LimiterSpec;
+use devices::mem::Ram;
 use devices::pci::root::PciRoot;
 use devices::virtio::block::{Block, BlockHandle, BlockOptions, QUEUES_MAX};
 use devices::virtio::net::{Net, NetHandle, NetOptions};
@@ -14,14 +15,16 @@ use devices::virtio::rng::{Rng, RngHandle};
 use devices::virtio::transport::mmio::{self, MmioTransport};
 use devices::virtio::vsock::{ANSWER_TIMEOUT, Vsock, VsockHandle, VsockOptions};
 use devices::virtio::{Idle, Served};
+use vmm_sys_util::eventfd::EventFd;
 
 use super::build::BuildError;
 use super::buses::Buses;
 use super::plan::{DrivePlan, NetPlan, VsockPlan};
 use super::slots::Place;
-use super::worker::{Habits, Observer, Worker};
+use super::worker::{self, Habits, Observer, Worker};
 use crate::arch::x86_64::acpi::MmioDevice;
 use crate::arch::x86_64::layout;
+use crate::host::vhost_net::{Vhost, VhostHandle, VhostNet, VhostOptions};
 use crate::kvm::vm::Vm;
 use crate::sandbox::seccomp::Seccomp;
 use crate::sandbox::seccomp::rules::Kind;
@@ -33,6 +36,24 @@ pub(super) struct Device<H> {
     pub(super) worker: Worker,
     /// Its place on the PCI bus, if that is where it is.
     pub(super) place: Option<Place>,
+}
+
+/// Changes and observes a network interface.
+#[derive(Clone)]
+pub(super) struct NetControl {
+    pub(super) net: NetHandle,
+    /// If the host's kernel is to move its frames.
+    pub(super) vhost: Option<VhostHandle>,
+}
+
+impl NetControl {
+    /// Puts these limits in place of the present ones.
+    pub(super) fn set_limits(&self, rx: LimiterSpec, tx: LimiterSpec) {
+        self.net.set_limits(Some(rx), Some(tx));
+        if let Some(vhost) = &self.vhost {
+            vhost.limits_are(&rx, &tx);
+        }
+    }
 }
 
 /// A device that has no place yet.
@@ -74,10 +95,26 @@ impl Maker {
         poll: Duration,
         failures: fn(&H) -> u64,
     ) -> Result<Made<H>, BuildError> {
+        let kicks = worker::kicks(idle.queue_sizes_max().len()).map_err(threads(id))?;
+        self.make_kicked(kind, id, idle, &kicks, handle, poll, failures)
+    }
+
+    /// The same for a device that knows what kicks it.
+    #[allow(clippy::too_many_arguments, reason = "one caller more than the above, and the same")]
+    fn make_kicked<H: Clone + Send + Sync + 'static>(
+        &self,
+        kind: Kind,
+        id: &str,
+        idle: Box<dyn Idle>,
+        kicks: &Arc<[EventFd]>,
+        handle: H,
+        poll: Duration,
+        failures: fn(&H) -> u64,
+    ) -> Result<Made<H>, BuildError> {
         let habits = Habits { poll, cpus: Arc::clone(&self.io_cpus) };
-        let queues = idle.queue_sizes_max().len();
         let observer = report_errors(id.to_owned(), handle.clone(), failures, Arc::clone(&self.on_error));
-        let worker = Worker::start(&format!("yun_{id}"), queues, kind, self.seccomp, observer, &habits)
+        let name = format!("yun_{id}");
+        let worker = Worker::with_kicks(&name, kicks, kind, self.seccomp, observer, &habits)
             .map_err(threads(id))?;
         Ok(Made { id: id.to_owned(), idle, handle, worker })
     }
@@ -90,8 +127,8 @@ impl Maker {
         self.make(Kind::Device, &plan.id, Box::new(block), handle, plan.poll, BlockHandle::failures)
     }
 
-    /// A network interface.
-    pub(super) fn net(&self, plan: NetPlan) -> Result<Made<NetHandle>, BuildError> {
+    /// A network interface of a guest with this RAM.
+    pub(super) fn net(&self, plan: NetPlan, ram: &Ram) -> Result<Made<NetControl>, BuildError> {
         let options = NetOptions {
             name: plan.id.clone(),
             mac: plan.mac,
@@ -100,10 +137,26 @@ impl Maker {
             tx_limits: plan.tx_limits,
             group: plan.group,
         };
-        let net = Net::new(Box::new(plan.tap), &options);
-        let handle = net.handle();
-        self.make(Kind::Device, &plan.id, Box::new(net), handle, plan.poll, |handle| {
-            let m = handle.metrics();
+        let net = Net::new(Box::new(plan.tap.clone()), &options);
+        let kicks = worker::kicks(net.queue_sizes_max().len()).map_err(threads(&plan.id))?;
+        let mut handle = NetControl { net: net.handle(), vhost: None };
+        let mut idle: Box<dyn Idle> = Box::new(net);
+        if plan.vhost {
+            let kernel = Vhost::open(ram.clone(), plan.tap)
+                .map_err(|source| BuildError::Vhost { id: plan.id.clone(), source })?;
+            let options = VhostOptions {
+                name: plan.id.clone(),
+                kicks: Arc::clone(&kicks),
+                rx_limits: plan.rx_limits,
+                tx_limits: plan.tx_limits,
+            };
+            let device = VhostNet::new(idle, handle.net.clone(), Box::new(kernel), &options);
+            let device = device.map_err(threads(&plan.id))?;
+            handle.vhost = Some(device.handle());
+            idle = Box::new(device);
+        }
+        self.make_kicked(Kind::Device, &plan.id, idle, &kicks, handle, plan.poll, |handle| {
+            let m = handle.net.metrics();
             m.rx_failures.get() + m.tx_failures.get()
         })
     }

@@ -29,14 +29,13 @@ use ::devices::i8042::I8042;
 use ::devices::limiter::LimiterSpec;
 use ::devices::serial::ConsoleBuffer;
 use ::devices::virtio::block::BlockHandle;
-use ::devices::virtio::net::NetHandle;
 use ::devices::virtio::rng::RngHandle;
 use ::devices::virtio::vsock::VsockHandle;
 
 use crate::host::disk::Disk;
 use crate::mem::ram::GuestRam;
 use crate::vcpu::Vcpus;
-use devices::{Device, Maker};
+use devices::{Device, Maker, NetControl};
 use platform::AcpiPorts;
 use slots::Slots;
 use worker::Worker;
@@ -45,7 +44,7 @@ use worker::Worker;
 pub struct Machine {
     vcpus: Vcpus,
     drives: Vec<Device<BlockHandle>>,
-    nets: Vec<Device<NetHandle>>,
+    nets: Vec<Device<NetControl>>,
     entropy: Option<Device<RngHandle>>,
     vsock: Option<Device<VsockHandle>>,
     acpi: Arc<AcpiPorts>,
@@ -111,7 +110,7 @@ impl Machine {
     /// Changes the limits of interface `index`.
     pub fn change_net(&self, index: usize, rx: LimiterSpec, tx: LimiterSpec) {
         if let Some(net) = self.nets.get(index) {
-            net.handle.set_limits(Some(rx), Some(tx));
+            net.handle.set_limits(rx, tx);
             net.worker.handle().kick_all();
         }
     }

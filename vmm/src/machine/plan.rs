@@ -78,6 +78,8 @@ pub struct NetPlan {
     pub mac: Option<[u8; 6]>,
     /// What the guest is told of the link's MTU.
     pub mtu: Option<u16>,
+    /// The host's kernel moves its frames.
+    pub vhost: bool,
     /// Limits of what the guest receives.
     pub rx_limits: LimiterSpec,
     /// Limits of what the guest sends.

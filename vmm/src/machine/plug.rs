@@ -38,7 +38,8 @@ impl Machine {
     /// # Errors
     /// As [`Machine::plug_drive`].
     pub fn plug_net(&mut self, plan: NetPlan) -> Result<(), BuildError> {
-        let device = plug(self.slots.as_ref(), self.maker.net(plan)?)?;
+        let slots = self.slots.as_ref().ok_or(BuildError::NoSlot)?;
+        let device = plug(Some(slots), self.maker.net(plan, slots.vm.ram())?)?;
         self.nets.push(device);
         Ok(())
     }

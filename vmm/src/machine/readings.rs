@@ -5,12 +5,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use devices::serial::ConsoleBuffer;
 use devices::virtio::block::{BlockHandle, Op};
-use devices::virtio::net::NetHandle;
 use devices::virtio::rng::RngHandle;
 use devices::virtio::vsock::VsockHandle;
 
 use super::Machine;
-use super::devices::Device;
+use super::devices::{Device, NetControl};
 use super::plug::Which;
 use crate::metrics::{Detail, Figure, Group, MetricKind, MetricSource, Metrics, Reading};
 
@@ -72,11 +71,13 @@ impl MetricSource for Block {
     }
 }
 
-struct Net(NetHandle);
+struct Net(NetControl);
 
 impl MetricSource for Net {
     fn read(&self, each: &mut dyn FnMut(Reading)) {
-        let m = self.0.metrics();
+        let m = self.0.net.metrics();
+        let (in_kernel, fallbacks) =
+            self.0.vhost.as_ref().map_or((false, 0), |vhost| (vhost.in_kernel(), vhost.fallbacks()));
         let readings = [
             ("rx_bytes_count", m.rx_bytes.get()),
             ("rx_packets_count", m.rx_frames.get()),
@@ -96,8 +97,10 @@ impl MetricSource for Net {
             ("tx_queue_event_count", m.tx_queue_events.get()),
             ("tx_interrupt_count", m.tx_interrupts.get()),
             ("needs_reset_count", m.broken.get()),
+            ("vhost_fallback_count", fallbacks),
         ];
         counters(each, &readings);
+        each(Reading { name: "vhost_active", kind: MetricKind::Gauge, value: in_kernel.into() });
     }
 }
 
@@ -172,7 +175,7 @@ fn register_drive(drive: &Device<BlockHandle>, metrics: &Metrics) {
     metrics.register(Group::instance("block", &drive.id), Arc::new(Block(drive.handle.clone())));
 }
 
-fn register_net(net: &Device<NetHandle>, metrics: &Metrics) {
+fn register_net(net: &Device<NetControl>, metrics: &Metrics) {
     metrics.register(Group::instance("net", &net.id), Arc::new(Net(net.handle.clone())));
 }
 

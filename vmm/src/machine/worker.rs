@@ -126,6 +126,15 @@ impl Owner for Handle {
     }
 }
 
+/// The eventfds that kick a device's queues.
+///
+/// # Errors
+/// If descriptors can't be had.
+pub fn kicks(queues: usize) -> std::io::Result<Arc<[EventFd]>> {
+    let kicks = (0..queues).map(|_| EventFd::new(EFD_NONBLOCK)).collect::<std::io::Result<Vec<_>>>()?;
+    Ok(kicks.into())
+}
+
 /// A worker thread; ended, with its device, when dropped.
 pub struct Worker {
     handle: Handle,
@@ -150,11 +159,28 @@ impl Worker {
         observer: Observer,
         habits: &Habits,
     ) -> std::io::Result<Self> {
+        Self::with_kicks(name, &kicks(queues)?, kind, seccomp, observer, habits)
+    }
+
+    /// The same, for a device with these [`kicks`], which somebody else may hear as well.
+    ///
+    /// # Errors
+    /// As [`Worker::start`].
+    ///
+    /// # Panics
+    /// For more than 64 of them.
+    pub fn with_kicks(
+        name: &str,
+        kicks: &Arc<[EventFd]>,
+        kind: Kind,
+        seccomp: Seccomp,
+        observer: Observer,
+        habits: &Habits,
+    ) -> std::io::Result<Self> {
+        let queues = kicks.len();
         assert!(queues <= QUEUES_MAX, "each queue is a bit");
-        let kicks: Arc<[EventFd]> =
-            (0..queues).map(|_| EventFd::new(EFD_NONBLOCK)).collect::<std::io::Result<Vec<_>>>()?.into();
         let cpus = Arc::clone(&habits.cpus);
-        Self::spawn(name, &kicks, 0..queues, observer, habits.poll, move || {
+        Self::spawn(name, kicks, 0..queues, observer, habits.poll, move || {
             // Threads for single queues inherit it.
             crate::host::cpus::stay_on(&cpus);
             seccomp.confine_or_abort(kind);
@@ -194,6 +220,7 @@ impl Worker {
             polling: Polling::new(poll),
             looks: false,
             paused: false,
+            elsewhere: 0,
             others: BTreeMap::new(),
             refused: false,
         };
@@ -252,6 +279,8 @@ struct Body {
     /// It looks for work: the driver is not asked for kicks, so it must not sleep.
     looks: bool,
     paused: bool,
+    /// The queues, as bits, whose kicks this thread does not watch because its device says that somebody else hears them.
+    elsewhere: u64,
     /// The threads that serve parts of this one's device, by queue. They stay, as this one does, and wait for the next part.
     others: BTreeMap<u16, Worker>,
     /// The host had no thread for a queue, and the log says so.
@@ -277,6 +306,36 @@ impl Body {
                     self.look(true);
                 }
                 self.serve_due();
+            }
+            self.mind_kicks();
+        }
+    }
+
+    fn go_on(&mut self) {
+        let Some(work) = &mut self.work else { return };
+        work.go_on();
+        while let Some((source, fd)) = work.new_source() {
+            watch_source(&self.epoll, source, fd);
+        }
+    }
+
+    /// Watches the kicks that are this thread's to hear, and no others. A queue that becomes its own is served once unasked.
+    fn mind_kicks(&mut self) {
+        let elsewhere = self.work.as_ref().map_or(0, Work::kicked_elsewhere);
+        let changed = std::mem::replace(&mut self.elsewhere, elsewhere) ^ elsewhere;
+        if changed == 0 {
+            return;
+        }
+        for (queue, kick) in (0u16..).zip(self.kicks.iter()).filter(|(queue, _)| changed >> queue & 1 != 0) {
+            let mine = elsewhere >> queue & 1 == 0;
+            let operation = if mine { ControlOperation::Add } else { ControlOperation::Delete };
+            let event =
+                EpollEvent::new(EventSet::IN | EventSet::EDGE_TRIGGERED, TOKEN_KICK + u64::from(queue));
+            if let Err(e) = self.epoll.ctl(operation, kick.as_raw_fd(), event) {
+                log::error!("{}: who hears the kicks of queue {queue} can't be changed: {e}", self.name);
+            }
+            if mine {
+                self.due.add(Job::Queue(queue));
             }
         }
     }
@@ -372,6 +431,7 @@ impl Body {
                 }
                 Order::Resume => {
                     self.paused = false;
+                    self.go_on();
                     self.others.values().for_each(|other| other.handle.resume());
                 }
             }
@@ -388,6 +448,9 @@ impl Body {
             watch_source(&self.epoll, source, fd);
         }
         self.work = Some(Work::Device(device));
+        if !self.paused {
+            self.go_on();
+        }
         self.due = Due::default();
         queues.iter().for_each(|queue| self.due.add(Job::Queue(*queue)));
         self.queues = queues;

@@ -111,6 +111,8 @@ pub struct JailSpec {
     pub limits: Limits,
     /// Descriptors of this process that it inherits besides the standard ones.
     pub keep_fds: Vec<RawFd>,
+    /// Whether it has `/dev/vhost-net`.
+    pub vhost_net: bool,
     /// Its API's socket as it sees it, which is removed if it dies without doing so.
     pub api_socket: PathBuf,
     /// Arguments after its id and the start times.
@@ -267,6 +269,7 @@ impl<'a> Jail<'a> {
             id: &spec.id,
             owner: spec.user.ids(),
             api_socket: &spec.api_socket,
+            vhost_net: spec.vhost_net,
         })?;
         let rest = (|| {
             let root = tree.root()?;

@@ -8,7 +8,7 @@
 //!       └ root/                  the VMM's `/`
 //!         ├ yun-vmm              the exec file, copied: a link would share its inode with every jail
 //!         ├ yun-vmm.pid          if its process is not the jailer's own
-//!         ├ dev/{kvm,net/tun,urandom}
+//!         ├ dev/{kvm,net/tun,urandom}, and dev/vhost-net if asked for
 //!         └ run/                 for the API's socket
 //! ```
 //! The directories may be there before, with images of the user's in them. They are taken into custody first (owner: the
@@ -44,8 +44,10 @@ const DIRS: [&str; 3] = ["root/run", "root/dev", "root/dev/net"];
 /// The one of them, and what is below it, in which the VMM makes nothing.
 const DEV: &str = "root/dev";
 /// Device nodes: path, and the numbers of the kernel's `admin-guide/devices.txt`.
-const DEVICES: [(&str, (u32, u32)); 3] =
-    [("root/dev/kvm", (10, 232)), ("root/dev/net/tun", (10, 200)), ("root/dev/urandom", (1, 9))];
+const DEVICES: [(&str, (u32, u32)); 4] =
+    [("root/dev/kvm", (10, 232)), ("root/dev/net/tun", (10, 200)), ("root/dev/urandom", (1, 9)), VHOST_NET];
+/// The one of them that is there only if it is asked for.
+const VHOST_NET: (&str, (u32, u32)) = ("root/dev/vhost-net", (10, 238));
 
 /// Mode of the root and the directories in it, while they are filled.
 const PRIVATE: u32 = 0o700;
@@ -73,6 +75,8 @@ pub struct TreeSpec<'a> {
     pub owner: (Uid, Gid),
     /// The API's socket, as the VMM sees it.
     pub api_socket: &'a Path,
+    /// Whether `/dev/vhost-net` is among the nodes.
+    pub vhost_net: bool,
 }
 
 /// Why a tree could not be made.
@@ -295,6 +299,9 @@ impl Tree {
         for (path, numbers) in DEVICES {
             let kind = Kind::Device(numbers.0, numbers.1);
             self.clear(Path::new(path), kind)?;
+            if path == VHOST_NET.0 && !spec.vhost_net {
+                continue;
+            }
             self.made.push((path.into(), kind));
             self.jail.make_device(path, numbers, spec.owner)?;
         }

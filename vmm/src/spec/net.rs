@@ -89,6 +89,10 @@ pub struct NetworkInterface {
     /// takes a CPU. 0, no time at all, if missing (an addition to Firecracker's fields).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub poll_us: Option<u16>,
+    /// Whether the host's kernel moves the frames (vhost-net) rather than the VMM (an addition to Firecracker's fields). With rate
+    /// limits the VMM does, as long as there are any.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub vhost: bool,
 }
 
 /// Where the TAP device of an interface comes from.

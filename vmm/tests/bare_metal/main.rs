@@ -8,6 +8,7 @@
 //! | [`console`] | the serial port: floods, files, input |
 //! | [`start`] | what `InstanceStart` refuses, and that it can be tried again |
 //! | [`api`] | the API while a guest runs: refusals, changes, metrics, crowds |
+//! | [`interrupts`] | those that others than the VMM raise, without a guest |
 //! | [`plug`] | devices that come and go, with a guest that knows nothing of that |
 //! | [`process`] | signals, the socket, the command line and the configuration file |
 
@@ -21,6 +22,7 @@ mod console;
 mod devices;
 mod durability;
 mod ends;
+mod interrupts;
 mod plug;
 mod process;
 mod start;

@@ -52,6 +52,40 @@ fn a_guest_boots_from_a_kernel_in_the_jail_prints_and_switches_itself_off() {
 }
 
 #[test]
+fn an_interface_of_the_hosts_kernel_needs_a_node_that_is_there_if_the_jailer_is_told() {
+    if !jails() {
+        return;
+    }
+    let body = json!({"iface_id": "eth0", "host_dev_name": "yun-jailed", "vhost": true}).to_string();
+    let put =
+        |jailed: &Jailed| http::request(&jailed.socket(), "PUT", "/network-interfaces/eth0", &body).unwrap();
+    let jailed = Setup::new().start();
+    let reply = put(&jailed);
+    let missing = "/dev/vhost-net can't be opened: No such file or directory (os error 2)";
+    assert!(reply.status == 400 && reply.body.contains(missing), "{}", reply.body);
+    assert!(reply.body.contains("yun-jailer the flag --vhost-net"), "{}", reply.body);
+    drop(jailed);
+
+    let jailed = Setup::new().with(&["--vhost-net"]).start();
+    if !Path::new("/dev/vhost-net").exists() {
+        // A node without a driver.
+        let reply = put(&jailed);
+        assert!(
+            reply.status == 400 && reply.body.contains("/dev/vhost-net can't be opened"),
+            "{}",
+            reply.body
+        );
+        skip("YUN_REQUIRE_VHOST", "this host has no /dev/vhost-net; no interface was given to its kernel");
+        return;
+    }
+    let ip = |words: &str| Command::new("ip").args(words.split(' ')).status().unwrap().success();
+    assert!(ip(&format!("tuntap add yun-jailed mode tap user {UID}")));
+    let reply = put(&jailed);
+    assert!(ip("link del yun-jailed"));
+    assert_eq!(reply.status, 204, "{}", reply.body);
+}
+
+#[test]
 fn a_file_outside_the_jail_is_not_there_for_its_vmm() {
     if !jails() {
         return;

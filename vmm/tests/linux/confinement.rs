@@ -12,7 +12,7 @@ use vmm::sandbox::seccomp::name_of;
 use vmm::sandbox::seccomp::rules::{Arg, EVERY_THREAD, Kind, Rule};
 
 use super::common::http::receive;
-use super::common::{Bus, Setup, Vm, zeros};
+use super::common::{Bus, Setup, Vm, eventually, zeros};
 use super::nets::Taps;
 use super::sockets::call;
 use super::{boot, linux};
@@ -115,8 +115,10 @@ fn life(bus: Bus, calls: &mut Calls) {
     let setup = Setup::traced(bus.flags(), &trace);
     let tap = format!("yun-life{}", u8::from(bus == Bus::Pci));
     let _tap = Taps::add(&tap, "172.18.0.1");
+    let of_kernel = format!("yun-lifev{}", u8::from(bus == Bus::Pci));
+    let _of_kernel = Taps::add(&of_kernel, "172.18.3.1");
     let mut vm = setup.start();
-    configure(&vm, &tap);
+    configure(&vm, &tap, &of_kernel);
     let affinity = json!({"vcpu_count": 2, "mem_size_mib": 256, "vcpu_affinity": [0, 0], "io_affinity": [0]});
     vm.put("/machine-config", &affinity);
     let script = "cd /tmp; dd if=/dev/urandom of=a bs=64k count=8 2>/dev/null
@@ -125,11 +127,11 @@ fn life(bus: Bus, calls: &mut Calls) {
         taskset 2 dd if=a of=/dev/vda bs=4k oflag=direct 2>/dev/null; blkdiscard /dev/vda
         dd if=a of=/dev/vdb bs=4k conv=fsync 2>/dev/null
         dd if=/dev/hwrng of=/dev/null bs=512 count=4 2>/dev/null
-        ping -c 3 -i 0.2 172.18.0.1 >/dev/null && echo ping=answered
+        ping -c 3 -i 0.2 172.18.0.1 >/dev/null; ping -c 3 -i 0.2 172.18.3.1 >/dev/null; echo ping=answered
         vsock listen 52 </dev/null & vsock connect 53 </init
         head -c 1 >/dev/null; echo typed=yes; while :; do sleep 1; done";
     let listener = UnixListener::bind(vm.path("v_53")).unwrap();
-    boot(&vm, "yun.modules=vsock yun.ip=172.18.0.2/24", script);
+    boot(&vm, "yun.modules=vsock yun.ip=172.18.0.2/24,172.18.3.2/24", script);
     vm.prints("ping=answered");
     listener.accept().unwrap().0.read_to_end(&mut Vec::new()).unwrap();
     let mut caller = call(&vm.path("v"), 52);
@@ -151,7 +153,7 @@ fn life(bus: Bus, calls: &mut Calls) {
     sorted(&fs::read_to_string(trace).unwrap(), driver, calls);
 }
 
-fn configure(vm: &Vm, tap: &str) {
+fn configure(vm: &Vm, tap: &str, of_kernel: &str) {
     vm.put("/logger", &json!({"log_path": vm.path("log"), "level": "Debug"}));
     vm.put("/metrics", &json!({"metrics_path": vm.path("metrics")}));
     vm.put("/serial", &json!({"rate_limiter": {"size": 1 << 20, "refill_time": 100}}));
@@ -162,6 +164,14 @@ fn configure(vm: &Vm, tap: &str) {
     vm.put_drive("ring", &zeros(&vm.path("ring"), 1 << 20), &ring);
     let interface = json!({"iface_id": "eth0", "host_dev_name": tap, "guest_mac": "06:00:ac:12:00:02"});
     vm.put("/network-interfaces/eth0", &interface);
+    assert!(
+        Path::new("/dev/vhost-net").exists(),
+        "a whole life has an interface of vhost-net (modprobe vhost_net)"
+    );
+    vm.put(
+        "/network-interfaces/eth1",
+        &json!({"iface_id": "eth1", "host_dev_name": of_kernel, "vhost": true}),
+    );
     vm.put("/entropy", &json!({}));
     vm.put("/vsock", &json!({"guest_cid": 3, "uds_path": vm.path("v")}));
 }
@@ -186,6 +196,10 @@ fn every_request(vm: &Vm) {
     done("/rate-limiter-groups/io", limit.clone());
     done("/vm", json!({"state": "Paused"}));
     done("/vm", json!({"state": "Resumed"}));
+    done("/network-interfaces/eth1", json!({"iface_id": "eth1", "tx_rate_limiter": limit}));
+    eventually("userspace", || {
+        (vm.metric("yun_net_vhost_fallback_count_total{id=\"eth1\"}") == 1).then_some(())
+    });
     vm.act("FlushMetrics");
     vm.refused("PUT", "/actions", &json!({"action_type": "InstanceStart"}).to_string());
     let mut stream = UnixStream::connect(vm.socket()).unwrap();
@@ -197,7 +211,10 @@ fn every_request(vm: &Vm) {
 fn come_and_go(vm: &Vm) {
     let _tap = Taps::add("yun-life2", "172.18.2.1");
     vm.put_drive("late", &zeros(&vm.path("late"), 1 << 20), &json!({}));
-    vm.put("/network-interfaces/late", &json!({"iface_id": "late", "host_dev_name": "yun-life2"}));
+    vm.put(
+        "/network-interfaces/late",
+        &json!({"iface_id": "late", "host_dev_name": "yun-life2", "vhost": true}),
+    );
     for path in ["/drives/late", "/network-interfaces/late"] {
         let reply = vm.ask("DELETE", path, "");
         assert_eq!(reply.status, 204, "{path}: {}", reply.body);

@@ -7,6 +7,7 @@
 //! | [`disks`] | block devices and entropy, resizing, a root file system, pauses during I/O |
 //! | [`integrity`] | fio's checksums, while the host changes all it can |
 //! | [`nets`] | a network interface on a TAP device |
+//! | [`vhost`] | a network interface that the host's kernel serves |
 //! | [`hotplug`] | devices that come and go |
 //! | [`sockets`] | the socket device: bulk, half-closed ends, records, a stalled reader, a storm |
 //! | [`confinement`] | the lists of system calls, held against a microVM's life |
@@ -27,6 +28,7 @@ mod hotplug;
 mod integrity;
 mod nets;
 mod sockets;
+mod vhost;
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -14,7 +14,7 @@ use super::super::spec::{feature, status as bits};
 use super::super::status::{self, Step};
 use super::super::{ConfigSpace, DeviceKind, Granted, Idle, Owner};
 use super::rings::{Area, QueueSetup};
-use crate::irq::Interrupt;
+use crate::irq::{Eventfd, Interrupt};
 use crate::mem::Ram;
 
 /// How many complaints about its driver a device logs in its life: a guest must not fill the host's log.
@@ -24,6 +24,14 @@ const COMPLAINTS_MAX: u32 = 16;
 pub trait Signal: Send + Sync + 'static {
     /// Queue `index` has new used buffers.
     fn queue(&self, index: u16);
+
+    /// As [`Interrupt::connect`].
+    fn connect(&self, _index: u16, _eventfd: &Eventfd) -> bool {
+        false
+    }
+
+    /// As [`Interrupt::disconnect`].
+    fn disconnect(&self, _eventfd: &Eventfd) {}
 
     /// The configuration or DEVICE_NEEDS_RESET changed.
     fn config(&self);
@@ -49,6 +57,14 @@ impl<S> Outlet<S> {
 impl<S: Signal> Interrupt for Outlet<S> {
     fn queue(&self, index: u16) {
         self.signal.queue(index);
+    }
+
+    fn connect(&self, index: u16, eventfd: &Eventfd) -> bool {
+        self.signal.connect(index, eventfd)
+    }
+
+    fn disconnect(&self, eventfd: &Eventfd) {
+        self.signal.disconnect(eventfd);
     }
 
     fn config(&self) {

@@ -6,7 +6,7 @@
 //! ```
 //! Interrupts are MSI-X only. The vector of each queue is an atomic word: the device's thread finds it without a lock.
 //! Locks: the configuration space's may be held while [`Msix`] takes its own; the core's is held while no other is taken but
-//! by the device or its owner.
+//! by the device or its owner, and by [`Msix`] for a device that starts.
 
 use std::sync::atomic::{AtomicU8, AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,6 +16,7 @@ use super::super::{DeviceKind, Idle, Owner};
 use super::core::{Core, Outlet, Signal};
 use super::pci_common;
 use crate::bus::BusDevice;
+use crate::irq::Eventfd;
 use crate::mem::Ram;
 use crate::pci::config::{Identity, PciConfig};
 use crate::pci::msix::{self, Msix, MsixSink};
@@ -110,6 +111,14 @@ impl Signal for PciSignal {
         }
         // NO_VECTOR is no vector of any table.
         self.msix.trigger(self.queue_vector(u32::from(index)));
+    }
+
+    fn connect(&self, index: u16, eventfd: &Eventfd) -> bool {
+        self.msix.connect(self.queue_vector(u32::from(index)), eventfd)
+    }
+
+    fn disconnect(&self, eventfd: &Eventfd) {
+        self.msix.disconnect(eventfd);
     }
 
     fn config(&self) {

@@ -380,3 +380,90 @@ fn nothing_granted() -> Granted {
         interrupt: Arc::new(Silent),
     }
 }
+
+/// Its kicks are somebody else's until its first source says otherwise. The second counts.
+struct Lent {
+    batches: Arc<AtomicUsize>,
+    probes: Arc<AtomicUsize>,
+    sources: [EventFd; 2],
+    elsewhere: bool,
+    begun: Arc<AtomicUsize>,
+    config: Arc<ConfigSpace>,
+}
+
+impl Idle for Lent {
+    fn kind(&self) -> DeviceKind {
+        DeviceKind::Net
+    }
+    fn offered(&self) -> u64 {
+        0
+    }
+    fn queue_sizes_max(&self) -> &[u16] {
+        &[16]
+    }
+    fn config(&self) -> &Arc<ConfigSpace> {
+        &self.config
+    }
+    fn start(self: Box<Self>, _: Granted) -> Result<Box<dyn Running>, StartFailed> {
+        Ok(self)
+    }
+}
+
+impl Running for Lent {
+    fn serve(&mut self, _queue: u16) -> Served {
+        self.batches.fetch_add(1, Ordering::SeqCst);
+        Served::Drained
+    }
+    fn sources(&self) -> Vec<RawFd> {
+        self.sources.iter().map(AsRawFd::as_raw_fd).collect()
+    }
+    fn ready(&mut self, source: usize) -> Served {
+        match source {
+            0 => self.elsewhere = false,
+            _ => drop(self.probes.fetch_add(1, Ordering::SeqCst)),
+        }
+        Served::Drained
+    }
+    fn go_on(&mut self) {
+        self.begun.fetch_add(1, Ordering::SeqCst);
+    }
+    fn kicked_elsewhere(&self) -> u64 {
+        self.elsewhere.into()
+    }
+    fn stop(self: Box<Self>) -> Box<dyn Idle> {
+        self
+    }
+}
+
+#[test]
+fn kicks_that_somebody_else_hears_wake_nobody_here_until_they_are_given_back() {
+    let kicks = kicks(1).unwrap();
+    let worker = Worker::with_kicks("lent", &kicks, Kind::Device, Seccomp::Off, Arc::new(|_| ()), &Habits::default()).unwrap();
+    let mut owner = worker.handle().clone();
+    let [batches, probes, begun] = [(); 3].map(|()| Arc::new(AtomicUsize::new(0)));
+    let sources = [(); 2].map(|()| EventFd::new(EFD_NONBLOCK).unwrap());
+    let [give_back, probe] = [0, 1].map(|source: usize| sources[source].try_clone().unwrap());
+    let device = Lent {
+        batches: Arc::clone(&batches),
+        probes: Arc::clone(&probes),
+        sources,
+        elsewhere: true,
+        begun: Arc::clone(&begun),
+        config: ConfigSpace::new(vec![]),
+    };
+    owner.run(Box::new(device), &[0]);
+    wait_for(&batches, 1);
+    owner.pause();
+    owner.resume();
+    // What comes first is served first: when the probe was, the kick would have been.
+    owner.kick(0);
+    probe.write(1).unwrap();
+    wait_for(&probes, 1);
+    assert_eq!(batches.load(Ordering::SeqCst), 1);
+    give_back.write(1).unwrap();
+    wait_for(&batches, 2);
+    owner.kick(0);
+    wait_for(&batches, 3);
+    assert!(owner.halt().is_some());
+    assert_eq!(begun.load(Ordering::SeqCst), 2, "at the start and after the pause");
+}

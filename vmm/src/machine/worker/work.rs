@@ -44,6 +44,19 @@ impl Work {
         }
     }
 
+    pub(super) fn go_on(&mut self) {
+        if let Self::Device(device) = self {
+            device.go_on();
+        }
+    }
+
+    pub(super) fn kicked_elsewhere(&self) -> u64 {
+        match self {
+            Self::Device(device) => device.kicked_elsewhere(),
+            Self::Part(_) => 0,
+        }
+    }
+
     pub(super) fn settle(&mut self) {
         match self {
             Self::Device(device) => device.settle(),

@@ -115,6 +115,8 @@ const KVM_KVMCLOCK_CTRL: u32 = KVM | 0xad;
 const KVM_GET_REGS: u32 = KVM | 0x81;
 const KVM_IOEVENTFD: u32 = KVM | 0x79;
 const TUNSETOFFLOAD: u32 = TUN | 0xd0;
+/// linux/vhost.h.
+const VHOST: u32 = 0xaf00;
 const TCGETS: u32 = 0x5401;
 const TCSETS: u32 = 0x5402;
 const TCGETS2: u32 = 0x542a;
@@ -182,6 +184,8 @@ const VCPU: &[Rule] = &[
         arg: Arg::Ioctl(&[KVM_SIGNAL_MSI, KVM_GET_REGS]),
         rarely: Some("a message about a device whose driver broke its rules; an internal error of KVM"),
     },
+    // A driver that starts an interface of vhost-net over PCI, or masks its interrupts.
+    when(libc::SYS_ioctl, Arg::Ioctl(IRQFD)),
 ];
 
 /// A device: its kicks, its file or wire, its interrupts, threads for its queues.
@@ -209,12 +213,37 @@ const DEVICE: &[Rule] = &[
     any(libc::SYS_set_robust_list),
     any(libc::SYS_rseq),
     when(libc::SYS_prctl, Arg::OneOf(0, &[PR_SET_NAME])),
+    when(libc::SYS_ioctl, Arg::Ioctl(VHOST_RINGS)),
+    Rule {
+        call: libc::SYS_ioctl,
+        arg: Arg::Ioctl(IRQFD),
+        rarely: Some("an interface of vhost-net over PCI that its driver lets go of"),
+    },
+    rare(libc::SYS_read, "what vhost-net says of a ring that it can't use"),
     Rule {
         call: libc::SYS_ioctl,
         arg: Arg::Ioctl(&[BLKDISCARD]),
         rarely: Some("a guest that discards, on a drive that is a block device"),
     },
 ];
+
+/// ioctls of vhost-net while its guest runs, and of the TAP device when it is taken from vhost-net.
+const VHOST_RINGS: &[u32] = &[
+    VHOST,        // VHOST_SET_FEATURES
+    VHOST | 0x03, // VHOST_SET_MEM_TABLE
+    VHOST | 0x10, // VHOST_SET_VRING_NUM
+    VHOST | 0x11, // VHOST_SET_VRING_ADDR
+    VHOST | 0x12, // VHOST_SET_VRING_BASE, VHOST_GET_VRING_BASE
+    VHOST | 0x20, // VHOST_SET_VRING_KICK
+    VHOST | 0x21, // VHOST_SET_VRING_CALL
+    VHOST | 0x22, // VHOST_SET_VRING_ERR
+    VHOST | 0x30, // VHOST_NET_SET_BACKEND
+    TUNSETOFFLOAD,
+];
+/// KVM_SET_GSI_ROUTING, KVM_IRQFD.
+const IRQFD: &[u32] = &[KVM | 0x6a, KVM | 0x76];
+/// ioctls of vhost-net when it is opened: VHOST_GET_FEATURES, VHOST_SET_OWNER.
+const VHOST_OPEN: &[u32] = &[VHOST, VHOST | 0x01];
 
 /// The socket device: its kicks, connections from and to Unix sockets, its interrupts.
 const VSOCK: &[Rule] = &[
@@ -285,6 +314,7 @@ const DRIVER: &[Rule] = &[
 
 /// What a driver does beside [`DRIVER`] and [`DEVICE`] when a device comes or goes: its thread confines itself further.
 const PLUG: &[Rule] = &[
+    when(libc::SYS_ioctl, Arg::Ioctl(VHOST_OPEN)),
     when(libc::SYS_ioctl, Arg::Ioctl(&[KVM_IOEVENTFD])),
     when(libc::SYS_ioctl, Arg::Ioctl(&[TUN | 0xca, TUN | 0xd8])),
     Rule {
@@ -342,6 +372,7 @@ const START: &[Rule] = &[
     rare(libc::SYS_sched_getaffinity, "vcpu_affinity and io_affinity: are these CPUs allowed"),
     rare(libc::SYS_sched_setaffinity, "vcpu_affinity and io_affinity"),
     when(libc::SYS_ioctl, Arg::Ioctl(BUILD)),
+    when(libc::SYS_ioctl, Arg::Ioctl(VHOST_OPEN)),
     when(libc::SYS_ioctl, Arg::Ioctl(&[TUN | 0xca, TUN | 0xd8])),
     Rule {
         call: libc::SYS_ioctl,

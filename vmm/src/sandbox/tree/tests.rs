@@ -47,12 +47,17 @@ impl Rig {
     }
 
     fn make(&self) -> Result<Tree, TreeError> {
+        self.make_with(true)
+    }
+
+    fn make_with(&self, vhost_net: bool) -> Result<Tree, TreeError> {
         Tree::make(&TreeSpec {
             base: &self.base(),
             exec_file: &self.exec,
             id: &self.id,
             owner: user(),
             api_socket: Path::new("/run/firecracker.socket"),
+            vhost_net,
         })
     }
 
@@ -108,6 +113,22 @@ fn a_tree_has_what_firecrackers_has_and_goes_without_a_trace() {
         UnixListener::bind(rig.root().join("run").join(name)).unwrap();
     }
     tree.undo(Some(0x10e1));
+    assert_eq!(rig.files(), Vec::<PathBuf>::new());
+}
+
+#[test]
+fn a_jail_has_vhost_net_only_if_it_is_asked_for_even_where_an_earlier_one_left_it() {
+    if !root() {
+        return;
+    }
+    let rig = Rig::new();
+    let node = rig.root().join("dev/vhost-net");
+    // Killed, with its janitor: everything stays.
+    drop(rig.make_with(true).unwrap());
+    assert!(node.exists());
+    let tree = rig.make_with(false).unwrap();
+    assert!(!node.exists() && rig.root().join("dev/kvm").exists());
+    tree.undo(None);
     assert_eq!(rig.files(), Vec::<PathBuf>::new());
 }
 
