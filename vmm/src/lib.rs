@@ -38,6 +38,7 @@
 //! | `yun_vcpu N` | one vCPU | its guest's exits; a signal to pause or stop |
 //! | `yun_<device>` | one running device and its queues | kicks, the device's descriptors, orders from a transport or the driver |
 //! | `yun_<drive>.N` | queue N of a running drive; started when its guest first uses that queue | kicks of that queue, orders from `yun_<drive>` |
+//! | `yun_<interface>.N` | queues N and N + 1, a pair, of a running interface; likewise | kicks of those queues, the pair's wire, orders from `yun_<interface>` |
 //!
 //! A vCPU's thread touches a device only through its transport's registers; bytes move on the device's own thread.
 //!

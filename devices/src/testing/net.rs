@@ -10,7 +10,7 @@ use crate::virtio::net::{FrameIo, Offloads, SLICES_MAX};
 use crate::virtio::queue::{copy_in, copy_out, total_len};
 
 /// What goes over a wire in memory; shared with the test.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Traffic {
     /// Frames to be received, each with its 12-byte header.
     pub incoming: VecDeque<Vec<u8>>,
@@ -20,6 +20,17 @@ pub struct Traffic {
     pub offloads: Option<Offloads>,
     /// Errors that the next calls return.
     pub errors: VecDeque<io::ErrorKind>,
+    /// Whether the wire is in its interface.
+    pub attached: bool,
+    /// Whether it knows UDP in segments.
+    pub uso: bool,
+}
+
+impl Default for Traffic {
+    fn default() -> Self {
+        let (incoming, sent, errors) = Default::default();
+        Self { incoming, sent, offloads: None, errors, attached: true, uso: true }
+    }
 }
 
 /// A TAP without a kernel. A clone is the same one.
@@ -57,9 +68,25 @@ impl FrameIo for FakeTap {
         Ok(())
     }
 
+    fn takes_uso(&mut self) -> bool {
+        self.traffic().uso
+    }
+
+    /// As a TAP does: it forgets what it holds.
+    fn set_attached(&mut self, attached: bool) -> io::Result<()> {
+        let mut traffic = self.traffic();
+        if traffic.attached != attached {
+            traffic.stumble()?;
+            traffic.attached = attached;
+            traffic.incoming.clear();
+        }
+        Ok(())
+    }
+
     fn send(&mut self, frame: &[VolatileSlice]) -> io::Result<usize> {
         assert!(frame.len() <= SLICES_MAX, "one writev takes {SLICES_MAX} slices");
         let mut traffic = self.traffic();
+        assert!(traffic.attached, "a wire that is out of its interface sends nothing");
         traffic.stumble()?;
         let mut bytes = vec![0; total_len(frame)];
         copy_out(frame, &mut bytes);
@@ -71,6 +98,7 @@ impl FrameIo for FakeTap {
     fn recv(&mut self, into: &[VolatileSlice]) -> io::Result<usize> {
         assert!(into.len() <= SLICES_MAX, "one readv takes {SLICES_MAX} slices");
         let mut traffic = self.traffic();
+        assert!(traffic.attached, "a wire that is out of its interface yields nothing");
         traffic.stumble()?;
         let Some(frame) = traffic.incoming.pop_front() else { return Err(io::ErrorKind::WouldBlock.into()) };
         copy_in(into, 0, &frame[..frame.len().min(10)]);

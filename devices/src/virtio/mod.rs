@@ -18,6 +18,7 @@ pub mod status;
 pub mod transport;
 pub mod vsock;
 
+use std::ops::Range;
 use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, RwLock};
@@ -193,7 +194,8 @@ pub trait Running: Send {
     /// An index without a queue is ignored.
     fn serve(&mut self, queue: u16) -> Served;
 
-    /// Descriptors beside the kicks that the device waits for to become readable; fixed for the device's life.
+    /// Descriptors beside the kicks that the device waits for to become readable, but for those of parts that were split off.
+    /// Asked once, after that.
     /// Watched edge-triggered: `ready` reads until it would block or remembers what is left.
     fn sources(&self) -> Vec<RawFd> {
         Vec::new()
@@ -232,13 +234,14 @@ pub trait Running: Send {
     /// Finishes requests in flight, so that nothing of the device's touches guest memory until it is called again.
     fn settle(&mut self) {}
 
-    /// Whether the service of single queues can be split off, so that several threads share the work.
-    fn divides(&self) -> bool {
-        false
+    /// The queues that are split off together with `queue`, and it, so that several threads share the work; `None` if it stays
+    /// with the device.
+    fn part_of(&self, _queue: u16) -> Option<Range<u16>> {
+        None
     }
 
-    /// Splits off the service of `queue`; from then on this device ignores that queue. `None` if there is no such queue, it
-    /// was split off before, or the device does not divide.
+    /// Splits off the service of the part that `queue` belongs to; from then on this device ignores its queues. `None` if there
+    /// is no such queue, its part was split off before, or it stays with the device.
     fn split_off(&mut self, _queue: u16) -> Option<Box<dyn Part>> {
         None
     }
@@ -247,17 +250,23 @@ pub trait Running: Send {
     fn stop(self: Box<Self>) -> Box<dyn Idle>;
 }
 
-/// The service of one queue of a running device, on a thread of its own. Its end comes before the device is stopped.
+/// The service of some queues of a running device, on a thread of its own. Its end comes before the device is stopped.
 pub trait Part: Send {
-    /// As [`Running::serve`], of its queue.
-    fn serve(&mut self) -> Served;
+    /// As [`Running::serve`], of one of its queues.
+    fn serve(&mut self, queue: u16) -> Served;
 
-    /// Its source became readable, or `Served::More`/`After` of it is due.
+    /// A descriptor that it waits for from the start, watched as [`Running::sources`] are. Asked once, before anything else, on
+    /// its thread.
+    fn source(&mut self) -> Option<RawFd> {
+        None
+    }
+
+    /// What it waits for became readable, or `Served::More`/`After` of it is due.
     fn ready(&mut self) -> Served {
         Served::Drained
     }
 
-    /// As [`Running::new_source`]; it has one at a time.
+    /// As [`Running::new_source`]; it has one at a time, and none beside one from the start.
     fn new_source(&mut self) -> Option<RawFd> {
         None
     }

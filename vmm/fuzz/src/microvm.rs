@@ -1,6 +1,7 @@
 //! A microVM as far as it is configured: what the driver does with commands, without a host and without a machine.
 
 use std::io;
+use std::num::NonZeroU16;
 
 use vmm::api::{Asked, Method, Reply, route};
 use vmm::control::{
@@ -34,7 +35,12 @@ impl HostFiles for Host {
         open(path, "/")
     }
 
-    fn open_tap(&mut self, source: TapSource<'_>, _replacing: Option<&String>) -> io::Result<String> {
+    fn open_tap(
+        &mut self,
+        source: TapSource<'_>,
+        _queues: NonZeroU16,
+        _replacing: Option<&String>,
+    ) -> io::Result<String> {
         match source {
             TapSource::Name(name) => open(name, "tap"),
             TapSource::Fd(fd) => Ok(fd.to_string()),

@@ -4,6 +4,7 @@
 //! A request either takes effect whole or leaves everything as it was.
 
 use std::io;
+use std::num::NonZeroU16;
 
 use super::groups::Groups;
 use super::{BootSourceError, Configure, Denial, DriveError, NetError, Outcome, Unplug, VsockError};
@@ -52,12 +53,17 @@ pub trait HostFiles {
         replacing: Option<&Self::Drive>,
     ) -> io::Result<Self::Drive>;
 
-    /// Opens a TAP device, or takes one over. `replacing` is the handle that will be dropped if this succeeds: that it
+    /// Opens a TAP device with `queues` queues, or takes one over. `replacing` is the handle that will be dropped if this succeeds: that it
     /// holds the same device is no conflict.
     ///
     /// # Errors
     /// As above.
-    fn open_tap(&mut self, source: TapSource<'_>, replacing: Option<&Self::Tap>) -> io::Result<Self::Tap>;
+    fn open_tap(
+        &mut self,
+        source: TapSource<'_>,
+        queues: NonZeroU16,
+        replacing: Option<&Self::Tap>,
+    ) -> io::Result<Self::Tap>;
 
     /// Whether there is vhost-net. It is opened when the machine is built, which has its own each time.
     ///
@@ -373,13 +379,14 @@ impl<H: HostFiles> VmResources<H> {
             host.find_vhost().map_err(|error| NetError::Vhost(error.to_string()))?;
         }
         let replacing = place.map(|index| &self.nets[index].tap);
-        let tap = host.open_tap(spec.tap(), replacing).map_err(|error| NetError::OpenTap {
-            error: error.to_string(),
-            name: match spec.tap() {
-                TapSource::Name(name) => name.to_owned(),
-                TapSource::Fd(fd) => format!("descriptor {fd}"),
-            },
-        })?;
+        let tap =
+            host.open_tap(spec.tap(), spec.queue_pairs(), replacing).map_err(|error| NetError::OpenTap {
+                error: error.to_string(),
+                name: match spec.tap() {
+                    TapSource::Name(name) => name.to_owned(),
+                    TapSource::Fd(fd) => format!("descriptor {fd}"),
+                },
+            })?;
         Ok(NetEntry { spec, tap })
     }
 

@@ -47,7 +47,12 @@ impl HostFiles for Host {
         self.open(path)
     }
 
-    fn open_tap(&mut self, source: TapSource<'_>, replacing: Option<&String>) -> io::Result<String> {
+    fn open_tap(
+        &mut self,
+        source: TapSource<'_>,
+        _queues: NonZeroU16,
+        replacing: Option<&String>,
+    ) -> io::Result<String> {
         match source {
             TapSource::Name("tap_busy") if replacing.is_none() => Err(io::Error::from_raw_os_error(16)),
             TapSource::Name(name) if name.starts_with("tap") => Ok(name.to_owned()),

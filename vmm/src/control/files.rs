@@ -1,6 +1,7 @@
 //! The host's files as a microVM's API names them: by path, or open already.
 
 use std::io;
+use std::num::NonZeroU16;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -49,14 +50,19 @@ impl HostFiles for Host {
         Ok(Disk::of(file, &path, spec.read_only, replacing)?.direct(direct))
     }
 
-    fn open_tap(&mut self, source: TapSource<'_>, replacing: Option<&Tap>) -> io::Result<Tap> {
+    fn open_tap(
+        &mut self,
+        source: TapSource<'_>,
+        queues: NonZeroU16,
+        replacing: Option<&Tap>,
+    ) -> io::Result<Tap> {
         match source {
             // The kernel lends a TAP device once: an interface that keeps its own goes on with the same descriptor.
             TapSource::Name(name) => match replacing.filter(|tap| tap.name() == Some(name)) {
-                Some(tap) => Ok(tap.clone()),
+                Some(tap) => tap.with_queues(queues),
                 None => match self.received.open(name)? {
                     Some(file) => Tap::of(file),
-                    None => Tap::open(name),
+                    None => Tap::open_queues(name, queues),
                 },
             },
             TapSource::Fd(fd) => Tap::of(inherited(fd)?.into()),

@@ -1,6 +1,7 @@
 //! Groups of rate limits as a configuration has them: over a host where everything can be opened.
 
 use std::io;
+use std::num::NonZeroU16;
 
 use serde_json::{Value, json};
 
@@ -25,7 +26,7 @@ impl HostFiles for Host {
     fn open_drive(&mut self, _: &str, _: &Drive, _: Option<&()>) -> io::Result<()> {
         Ok(())
     }
-    fn open_tap(&mut self, _: TapSource<'_>, _: Option<&()>) -> io::Result<()> {
+    fn open_tap(&mut self, _: TapSource<'_>, _: NonZeroU16, _: Option<&()>) -> io::Result<()> {
         Ok(())
     }
     fn find_vhost(&mut self) -> io::Result<()> {

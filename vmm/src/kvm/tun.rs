@@ -17,6 +17,11 @@ mod ioctls {
     );
     nix::ioctl_write_int_bad!(tunsetoffload, nix::request_code_write!(b'T', 208, size_of::<libc::c_uint>()));
     nix::ioctl_write_ptr_bad!(
+        tunsetqueue,
+        nix::request_code_write!(b'T', 217, size_of::<libc::c_int>()),
+        libc::ifreq
+    );
+    nix::ioctl_write_ptr_bad!(
         tunsetvnethdrsz,
         nix::request_code_write!(b'T', 216, size_of::<libc::c_int>()),
         libc::c_int
@@ -44,6 +49,19 @@ pub fn flags(file: &impl AsFd) -> nix::Result<libc::c_int> {
     unsafe { ioctls::tungetiff(file.as_fd().as_raw_fd(), &raw mut got) }?;
     // SAFETY: any bits are a value of this member, and TUNGETIFF has filled it.
     Ok(libc::c_int::from(unsafe { got.ifr_ifru.ifru_flags }))
+}
+
+/// Takes this queue out of an interface that has several, or back into it (TUNSETQUEUE).
+///
+/// # Errors
+/// What the kernel says: EINVAL if it is so already, or the interface has but one.
+pub fn set_attached(file: &impl AsFd, attached: bool) -> nix::Result<()> {
+    let flags = if attached { libc::IFF_ATTACH_QUEUE } else { libc::IFF_DETACH_QUEUE };
+    let ifru_flags = libc::c_short::try_from(flags).map_err(|_| nix::Error::EINVAL)?;
+    let ifr_ifru = libc::__c_anonymous_ifr_ifru { ifru_flags };
+    let request = libc::ifreq { ifr_name: [0; libc::IFNAMSIZ], ifr_ifru };
+    // SAFETY: the kernel reads one ifreq, which `request` is, and outlives the call.
+    unsafe { ioctls::tunsetqueue(file.as_fd().as_raw_fd(), &raw const request) }.map(drop)
 }
 
 /// Sets the length of the header before each frame, in bytes (TUNSETVNETHDRSZ).

@@ -10,7 +10,7 @@ use devices::limiter::LimiterSpec;
 use devices::mem::Ram;
 use devices::pci::root::PciRoot;
 use devices::virtio::block::{Block, BlockHandle, BlockOptions, QUEUES_MAX};
-use devices::virtio::net::{Net, NetHandle, NetOptions};
+use devices::virtio::net::{FrameIo, Net, NetHandle, NetOptions, QUEUE_PAIRS_MAX};
 use devices::virtio::rng::{Rng, RngHandle};
 use devices::virtio::transport::mmio::{self, MmioTransport};
 use devices::virtio::vsock::{ANSWER_TIMEOUT, Vsock, VsockHandle, VsockOptions};
@@ -24,7 +24,7 @@ use super::slots::Place;
 use super::worker::{self, Habits, Observer, Worker};
 use crate::arch::x86_64::acpi::MmioDevice;
 use crate::arch::x86_64::layout;
-use crate::host::vhost_net::{Vhost, VhostHandle, VhostNet, VhostOptions};
+use crate::host::vhost_net::{PAIR, Vhost, VhostHandle, VhostNet, VhostOptions};
 use crate::kvm::vm::Vm;
 use crate::sandbox::seccomp::Seccomp;
 use crate::sandbox::seccomp::rules::Kind;
@@ -114,8 +114,8 @@ impl Maker {
         let habits = Habits { poll, cpus: Arc::clone(&self.io_cpus) };
         let observer = report_errors(id.to_owned(), handle.clone(), failures, Arc::clone(&self.on_error));
         let name = format!("yun_{id}");
-        let worker = Worker::with_kicks(&name, kicks, kind, self.seccomp, observer, &habits)
-            .map_err(threads(id))?;
+        let worker =
+            Worker::with_kicks(&name, kicks, kind, self.seccomp, observer, &habits).map_err(threads(id))?;
         Ok(Made { id: id.to_owned(), idle, handle, worker })
     }
 
@@ -137,12 +137,15 @@ impl Maker {
             tx_limits: plan.tx_limits,
             group: plan.group,
         };
-        let net = Net::new(Box::new(plan.tap.clone()), &options);
-        let kicks = worker::kicks(net.queue_sizes_max().len()).map_err(threads(&plan.id))?;
+        let kernels = plan.vhost.then(|| plan.tap.clone());
+        let wires = plan.tap.into_queues().into_iter().map(|queue| Box::new(queue) as Box<dyn FrameIo>);
+        let net = Net::with_pairs(wires.collect(), &options);
+        let queues = if plan.vhost { PAIR } else { net.queue_sizes_max().len() };
+        let kicks = worker::kicks(queues).map_err(threads(&plan.id))?;
         let mut handle = NetControl { net: net.handle(), vhost: None };
         let mut idle: Box<dyn Idle> = Box::new(net);
-        if plan.vhost {
-            let kernel = Vhost::open(ram.clone(), plan.tap)
+        if let Some(tap) = kernels {
+            let kernel = Vhost::open(ram.clone(), tap)
                 .map_err(|source| BuildError::Vhost { id: plan.id.clone(), source })?;
             let options = VhostOptions {
                 name: plan.id.clone(),
@@ -156,8 +159,7 @@ impl Maker {
             idle = Box::new(device);
         }
         self.make_kicked(Kind::Device, &plan.id, idle, &kicks, handle, plan.poll, |handle| {
-            let m = handle.net.metrics();
-            m.rx_failures.get() + m.tx_failures.get()
+            handle.net.failures()
         })
     }
 
@@ -223,8 +225,9 @@ fn report_errors<H: Send + Sync + 'static>(
 /// bus, which has 1,000.
 const QUEUES_TOGETHER: u16 = 256;
 
-// What a drive may be asked for is what its device can have.
+// What a drive and an interface may be asked for is what their devices can have.
 const _: () = assert!(crate::spec::QUEUES_MAX == QUEUES_MAX);
+const _: () = assert!(crate::spec::QUEUE_PAIRS_MAX == QUEUE_PAIRS_MAX);
 
 /// Queues of one of `drives` drives: one for each vCPU, so that none waits for another.
 fn queues_by_default(vcpus: u8, drives: usize) -> NonZeroU16 {

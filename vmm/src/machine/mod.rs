@@ -15,6 +15,8 @@ pub mod build;
 pub mod buses;
 pub mod devices;
 pub mod ended;
+#[cfg(test)]
+mod pairs_tests;
 pub mod plan;
 pub mod platform;
 pub mod plug;
@@ -73,9 +75,10 @@ impl Machine {
         self.workers().for_each(|worker| worker.handle().pause());
     }
 
-    /// Lets the guest run.
+    /// Lets the guest run. One that has network drivers already is asked to tell the network where it is.
     pub fn resume(&self) {
         self.workers().for_each(|worker| worker.handle().resume());
+        self.nets.iter().for_each(|net| net.handle.net.announce());
         self.vcpus.resume();
     }
 

@@ -96,6 +96,9 @@ impl MetricSource for Net {
             ("tx_rate_limiter_throttled", m.tx_throttled.get()),
             ("tx_queue_event_count", m.tx_queue_events.get()),
             ("tx_interrupt_count", m.tx_interrupts.get()),
+            ("ctrl_queue_event_count", m.control_events.get()),
+            ("ctrl_refused_count", m.control_refused.get()),
+            ("announce_count", m.announcements.get()),
             ("needs_reset_count", m.broken.get()),
             ("vhost_fallback_count", fallbacks),
         ];

@@ -1,7 +1,7 @@
 //! A device's own thread: waits for kicks, for the device's descriptors and for orders, and serves.
 //!
-//! A device that divides gets a thread for each queue beyond its first that a driver uses: the device's thread starts them when
-//! a driver first does so, and hands them their parts of the running device. They obey its orders, and it theirs who own it:
+//! A device that divides into parts, of a queue or a few, gets a thread for each beyond the first that a driver uses: the
+//! device's thread starts them when a driver first does so, and hands them their parts of the running device. They obey its orders, and it theirs who own it:
 //!
 //! ```text
 //!   transport, machine ── Order ──> yun_disk ── Order ──> yun_disk.1     (halt, pause: answered when all of them did it)
@@ -19,6 +19,7 @@ mod work;
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::ops::Range;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
@@ -42,8 +43,8 @@ const QUEUES_MAX: usize = 64;
 enum Order {
     /// Serve this device; its queues are to be served once unasked.
     Run(Box<dyn Running>, Vec<u16>),
-    /// Serve this part of a device: this queue, once unasked.
-    RunPart(Box<dyn Part>, u16),
+    /// Serve this part of a device; its queues, once unasked.
+    RunPart(Box<dyn Part>, Vec<u16>),
     /// Stop the device and hand it back.
     Halt(SyncSender<Option<Box<dyn Idle>>>),
     /// Serve nothing until resumed; answered once that is so.
@@ -191,7 +192,7 @@ impl Worker {
     fn spawn(
         name: &str,
         kicks: &Arc<[EventFd]>,
-        mine: std::ops::Range<usize>,
+        mine: Range<usize>,
         observer: Observer,
         poll: Duration,
         first: impl FnOnce() + Send + 'static,
@@ -215,6 +216,7 @@ impl Worker {
             observer,
             kicks: Arc::clone(kicks),
             work: None,
+            sources: Vec::new(),
             due: Due::default(),
             queues: Vec::new(),
             polling: Polling::new(poll),
@@ -272,6 +274,8 @@ struct Body {
     observer: Observer,
     kicks: Arc<[EventFd]>,
     work: Option<Work>,
+    /// What the work waited for from the start: watched, and there when it is gone.
+    sources: Vec<RawFd>,
     due: Due,
     /// Whose kicks are this thread's.
     queues: Vec<u16>,
@@ -281,7 +285,7 @@ struct Body {
     paused: bool,
     /// The queues, as bits, whose kicks this thread does not watch because its device says that somebody else hears them.
     elsewhere: u64,
-    /// The threads that serve parts of this one's device, by queue. They stay, as this one does, and wait for the next part.
+    /// The threads that serve parts of this one's device, by their first queue. They stay, as this one does, and wait for the next part.
     others: BTreeMap<u16, Worker>,
     /// The host had no thread for a queue, and the log says so.
     refused: bool,
@@ -397,12 +401,7 @@ impl Body {
         while let Ok(order) = self.inbox.try_recv() {
             match order {
                 Order::Run(device, queues) => self.run(device, queues),
-                Order::RunPart(part, queue) => {
-                    self.work = Some(Work::Part(part));
-                    self.queues = vec![queue];
-                    self.due = Due::default();
-                    self.due.add(Job::Queue(queue));
-                }
+                Order::RunPart(part, queues) => self.begin(Work::Part(part), queues),
                 Order::Halt(reply) => {
                     self.due = Due::default();
                     self.looks = false;
@@ -410,13 +409,10 @@ impl Body {
                     for other in self.others.values_mut() {
                         other.handle.halt();
                     }
-                    let idle = self.work.take().and_then(|work| {
-                        for fd in work.sources() {
-                            let _ = self.epoll.ctl(ControlOperation::Delete, fd, EpollEvent::default());
-                        }
-                        work.stop()
-                    });
-                    let _ = reply.send(idle);
+                    for fd in self.sources.drain(..) {
+                        let _ = self.epoll.ctl(ControlOperation::Delete, fd, EpollEvent::default());
+                    }
+                    let _ = reply.send(self.work.take().and_then(Work::stop));
                 }
                 Order::Pause(reply) => {
                     self.paused = true;
@@ -438,16 +434,32 @@ impl Body {
         }
     }
 
-    fn run(&mut self, mut device: Box<dyn Running>, mut queues: Vec<u16>) {
-        if device.divides() {
-            // This thread keeps the first.
-            let rest = queues.split_off(queues.len().min(1));
-            queues.extend(rest.into_iter().filter(|queue| !self.hand_over(&mut *device, *queue)));
+    fn run(&mut self, mut device: Box<dyn Running>, queues: Vec<u16>) {
+        // This thread keeps the first part that is in use, and what is no part.
+        let first = queues.first().and_then(|queue| device.part_of(*queue));
+        let mut mine = Vec::new();
+        let mut parts: BTreeMap<u16, (Range<u16>, Vec<u16>)> = BTreeMap::new();
+        for queue in queues {
+            match device.part_of(queue) {
+                Some(part) if first.as_ref() != Some(&part) => {
+                    parts.entry(part.start).or_insert((part, Vec::new())).1.push(queue);
+                }
+                _ => mine.push(queue),
+            }
         }
-        for (source, fd) in device.sources().into_iter().enumerate() {
-            watch_source(&self.epoll, source, fd);
+        for (part, queues) in parts.into_values() {
+            mine.extend(self.hand_over(&mut *device, part, queues));
         }
-        self.work = Some(Work::Device(device));
+        self.begin(Work::Device(device), mine);
+    }
+
+    /// Begins to serve, with these queues.
+    fn begin(&mut self, mut work: Work, queues: Vec<u16>) {
+        self.sources = work.sources();
+        for (source, fd) in self.sources.iter().enumerate() {
+            watch_source(&self.epoll, source, *fd);
+        }
+        self.work = Some(work);
         if !self.paused {
             self.go_on();
         }
@@ -456,18 +468,22 @@ impl Body {
         self.queues = queues;
     }
 
-    /// Gives `queue` of `device` to a thread of its own; whether there is one.
-    fn hand_over(&mut self, device: &mut dyn Running, queue: u16) -> bool {
-        if let Entry::Vacant(vacant) = self.others.entry(queue) {
-            let (name, index) = (format!("{}.{queue}", self.name), usize::from(queue));
+    /// Gives `part` of `device`, of which the driver uses `queues`, to a thread of its own; the queues again if there is none.
+    fn hand_over(&mut self, device: &mut dyn Running, part: Range<u16>, queues: Vec<u16>) -> Vec<u16> {
+        let first = part.start;
+        if let Entry::Vacant(vacant) = self.others.entry(first) {
+            let name = format!("{}.{first}", self.name);
+            let kicks = usize::from(first)..usize::from(part.end);
             // It is confined from its first instruction on: a thread inherits the filters of whoever starts it.
-            let (mine, observer) = (index..index + 1, Arc::clone(&self.observer));
+            let (mine, observer) = (kicks.clone(), Arc::clone(&self.observer));
             let thread = Worker::spawn(&name, &self.kicks, mine, observer, self.polling.window(), || ());
             match thread {
                 Ok(thread) => {
-                    // From now on its kicks are its own.
-                    let kick = self.kicks[index].as_raw_fd();
-                    let _ = self.epoll.ctl(ControlOperation::Delete, kick, EpollEvent::default());
+                    // From now on their kicks are its own.
+                    for kick in &self.kicks[kicks] {
+                        let kick = kick.as_raw_fd();
+                        let _ = self.epoll.ctl(ControlOperation::Delete, kick, EpollEvent::default());
+                    }
                     if self.paused {
                         thread.handle.pause();
                     }
@@ -475,15 +491,18 @@ impl Body {
                 }
                 Err(e) => {
                     if !std::mem::replace(&mut self.refused, true) {
-                        log::warn!("{}: no thread for queue {queue}, the device's serves it: {e}", self.name);
+                        log::warn!("{}: no thread for queue {first}, the device's serves it: {e}", self.name);
                     }
-                    return false;
+                    return queues;
                 }
             }
         }
-        match device.split_off(queue) {
-            Some(part) => self.others[&queue].handle.tell(Order::RunPart(part, queue)),
-            None => false,
+        match device.split_off(first) {
+            Some(split) => {
+                self.others[&first].handle.tell(Order::RunPart(split, queues));
+                Vec::new()
+            }
+            None => queues,
         }
     }
 }

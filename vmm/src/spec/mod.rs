@@ -38,7 +38,8 @@ pub use machine::{
 };
 pub use metrics::Metrics;
 pub use net::{
-    MTU_MAX, MTU_MIN, Mac, MacError, NetSpecError, NetworkInterface, NetworkInterfacePatch, TapSource,
+    MTU_MAX, MTU_MIN, Mac, MacError, NetSpecError, NetworkInterface, NetworkInterfacePatch, QUEUE_PAIRS_MAX,
+    TapSource,
 };
 pub use serial::Serial;
 pub use view::{APP_NAME, DriveView, FIRECRACKER_API_VERSION, Fault, Version, VmConfig, VmInfo, VmStatus};

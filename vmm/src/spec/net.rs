@@ -1,6 +1,7 @@
 //! Network interfaces: `/network-interfaces/{iface_id}`.
 
 use std::fmt;
+use std::num::NonZeroU16;
 use std::os::fd::RawFd;
 use std::str::FromStr;
 
@@ -13,6 +14,8 @@ use super::{POLL_US_MAX, RateLimiter};
 pub const MTU_MIN: u16 = 68;
 /// Largest MTU an interface can be given.
 pub const MTU_MAX: u16 = u16::MAX;
+/// Pairs of queues of an interface at most.
+pub const QUEUE_PAIRS_MAX: u16 = 16;
 
 /// An Ethernet address, written as six pairs of hexadecimal digits between colons.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, ToSchema)]
@@ -93,6 +96,10 @@ pub struct NetworkInterface {
     /// limits the VMM does, as long as there are any.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub vhost: bool,
+    /// Pairs of queues, each served by a thread of its own once the guest uses it: 1 to 16, 1 if it is missing. More than one
+    /// need a TAP device by name that is made for several (an addition to Firecracker's fields).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub num_queue_pairs: Option<u16>,
 }
 
 /// Where the TAP device of an interface comes from.
@@ -116,6 +123,18 @@ pub enum NetSpecError {
     /// Too long a time.
     #[error("The poll_us {0} is out of range: it must be 0 to {POLL_US_MAX}.")]
     Poll(u16),
+    /// No such number of pairs of queues.
+    #[error("The num_queue_pairs of an interface must be 1 to {QUEUE_PAIRS_MAX}, not {0}.")]
+    QueuePairs(u16),
+    /// Several pairs of queues on one descriptor.
+    #[error(
+        "num_queue_pairs {0} needs a TAP device by name: a descriptor is one queue pair. Give 1, or the name in \
+         host_dev_name and no descriptor."
+    )]
+    QueuePairsOfDescriptor(u16),
+    /// Several pairs of queues in the kernel.
+    #[error("vhost serves one pair of queues, not {0}: give num_queue_pairs 1, or vhost false.")]
+    QueuePairsOfVhost(u16),
 }
 
 impl NetworkInterface {
@@ -133,9 +152,26 @@ impl NetworkInterface {
         if let Some(us) = self.poll_us.filter(|us| *us > POLL_US_MAX) {
             return Err(NetSpecError::Poll(us));
         }
+        let pairs = self.num_queue_pairs.unwrap_or(1);
+        if !(1..=QUEUE_PAIRS_MAX).contains(&pairs) {
+            return Err(NetSpecError::QueuePairs(pairs));
+        }
+        let by_descriptor = self.host_dev_fd.is_some()
+            || ["fd:", "received:"].iter().any(|prefix| self.host_dev_name.starts_with(prefix));
+        if pairs > 1 && by_descriptor {
+            return Err(NetSpecError::QueuePairsOfDescriptor(pairs));
+        }
+        if pairs > 1 && self.vhost {
+            return Err(NetSpecError::QueuePairsOfVhost(pairs));
+        }
         self.rx_rate_limiter = self.rx_rate_limiter.and_then(RateLimiter::effective);
         self.tx_rate_limiter = self.tx_rate_limiter.and_then(RateLimiter::effective);
         Ok(self)
+    }
+
+    /// Its pairs of queues.
+    pub fn queue_pairs(&self) -> NonZeroU16 {
+        self.num_queue_pairs.and_then(NonZeroU16::new).unwrap_or(NonZeroU16::MIN)
     }
 
     /// Where its TAP device comes from.
@@ -191,6 +227,38 @@ mod tests {
         assert_eq!(check(r#","host_dev_fd":2"#), Err(NetSpecError::Fd(2)));
         assert_eq!(check(r#","host_dev_fd":9"#).unwrap().tap(), TapSource::Fd(9));
         assert_eq!(check("").unwrap().tap(), TapSource::Name("t"));
+    }
+
+    #[test]
+    fn pairs_of_queues_are_1_to_16_and_several_need_a_name() {
+        let check = |name: &str, extra: &str| {
+            let json = format!(r#"{{"iface_id":"a","host_dev_name":"{name}"{extra}}}"#);
+            serde_json::from_str::<NetworkInterface>(&json).unwrap().checked()
+        };
+        assert_eq!(check("t", "").unwrap().queue_pairs().get(), 1);
+        for count in [1, 2, 16] {
+            let spec = check("t", &format!(r#","num_queue_pairs":{count}"#)).unwrap();
+            assert_eq!(spec.queue_pairs().get(), count);
+            assert_eq!(serde_json::to_value(spec).unwrap()["num_queue_pairs"], count);
+        }
+        assert_eq!(check("t", r#","num_queue_pairs":0"#), Err(NetSpecError::QueuePairs(0)));
+        assert_eq!(
+            check("t", r#","num_queue_pairs":17"#).unwrap_err().to_string(),
+            "The num_queue_pairs of an interface must be 1 to 16, not 17."
+        );
+        assert!(check("t", r#","num_queue_pairs":1,"vhost":true"#).is_ok());
+        assert_eq!(
+            check("t", r#","num_queue_pairs":2,"vhost":true"#).unwrap_err().to_string(),
+            "vhost serves one pair of queues, not 2: give num_queue_pairs 1, or vhost false."
+        );
+        for (name, fd) in [("t", r#","host_dev_fd":9"#), ("fd:9", ""), ("received:0", "")] {
+            assert!(check(name, &format!(r#","num_queue_pairs":1{fd}"#)).is_ok());
+            assert_eq!(
+                check(name, &format!(r#","num_queue_pairs":2{fd}"#)).unwrap_err().to_string(),
+                "num_queue_pairs 2 needs a TAP device by name: a descriptor is one queue pair. Give 1, or the name in \
+                 host_dev_name and no descriptor."
+            );
+        }
     }
 
     proptest! {

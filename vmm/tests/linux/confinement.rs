@@ -114,7 +114,7 @@ fn life(bus: Bus, calls: &mut Calls) {
     let trace = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("life-{bus:?}.trace"));
     let setup = Setup::traced(bus.flags(), &trace);
     let tap = format!("yun-life{}", u8::from(bus == Bus::Pci));
-    let _tap = Taps::add(&tap, "172.18.0.1");
+    let _tap = Taps::add_multi_queue(&tap, "172.18.0.1");
     let of_kernel = format!("yun-lifev{}", u8::from(bus == Bus::Pci));
     let _of_kernel = Taps::add(&of_kernel, "172.18.3.1");
     let mut vm = setup.start();
@@ -162,7 +162,8 @@ fn configure(vm: &Vm, tap: &str, of_kernel: &str) {
     vm.put_drive("disk", &zeros(&vm.path("disk"), 1 << 20), &disk);
     let ring = json!({"cache_type": "Writeback", "io_engine": "Async"});
     vm.put_drive("ring", &zeros(&vm.path("ring"), 1 << 20), &ring);
-    let interface = json!({"iface_id": "eth0", "host_dev_name": tap, "guest_mac": "06:00:ac:12:00:02"});
+    let mac = "06:00:ac:12:00:02";
+    let interface = json!({"iface_id": "eth0", "host_dev_name": tap, "guest_mac": mac, "num_queue_pairs": 2});
     vm.put("/network-interfaces/eth0", &interface);
     assert!(
         Path::new("/dev/vhost-net").exists(),

@@ -56,8 +56,9 @@ fn drives_and_interfaces_come_and_go_and_linux_notices_by_itself() {
     other.put_drive("mine", &late, &json!({}));
     drop(other);
 
-    let tap = Taps::add("yun-late", "172.19.0.1");
-    vm.put("/network-interfaces/late", &json!({"iface_id": "late", "host_dev_name": "yun-late"}));
+    let tap = Taps::add_multi_queue("yun-late", "172.19.0.1");
+    let late_net = json!({"iface_id": "late", "host_dev_name": "yun-late", "num_queue_pairs": 2});
+    vm.put("/network-interfaces/late", &late_net);
     vm.prints("pinged=yes");
     gone(&vm, "/network-interfaces/late");
     drop(tap);

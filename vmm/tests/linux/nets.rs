@@ -19,6 +19,7 @@ use crate::over_both_transports;
 over_both_transports!(linux:
     frames_and_streams_pass_both_ways_on_a_tap_by_name_and_one_by_descriptor,
     a_limited_interface_is_silent_until_the_limit_is_taken_away,
+    a_guest_of_two_vcpus_uses_two_pairs_of_queues_and_announces_itself_when_it_is_resumed,
 );
 
 /// A TAP device that is there until this is dropped.
@@ -27,8 +28,17 @@ pub struct Taps(String);
 impl Taps {
     /// Makes one with an address of /24.
     pub fn add(name: &str, address: &str) -> Self {
+        Self::make(name, address, "")
+    }
+
+    /// One that is made for several queues.
+    pub fn add_multi_queue(name: &str, address: &str) -> Self {
+        Self::make(name, address, "multi_queue")
+    }
+
+    fn make(name: &str, address: &str, more: &str) -> Self {
         host(&format!(
-            "ip tuntap add {name} mode tap && ip addr add {address}/24 dev {name} && ip link set {name} up"
+            "ip tuntap add {name} mode tap {more} && ip addr add {address}/24 dev {name} && ip link set {name} up"
         ));
         Self(name.to_owned())
     }
@@ -134,5 +144,70 @@ fn a_limited_interface_is_silent_until_the_limit_is_taken_away(bus: Bus) {
     vm.prints("silent");
     let none = json!({"ops": {"size": 0, "refill_time": 0}});
     vm.patch("/network-interfaces/eth0", &json!({"iface_id": "eth0", "tx_rate_limiter": none}));
+    succeeds(&mut vm);
+}
+
+/// Times that a thread of the VMM's has waited for something.
+fn waits(vm: &Vm, thread: &str) -> u64 {
+    let tasks = fs::read_dir(format!("/proc/{}/task", vm.pid())).unwrap();
+    let found = tasks.flatten().find_map(|task| {
+        let read = |name| fs::read_to_string(task.path().join(name)).unwrap_or_default();
+        let status = read("status");
+        let count = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"))?;
+        (read("comm").trim() == thread).then(|| count.trim().parse().unwrap())
+    });
+    found.unwrap_or_else(|| panic!("no thread {thread}"))
+}
+
+fn a_guest_of_two_vcpus_uses_two_pairs_of_queues_and_announces_itself_when_it_is_resumed(bus: Bus) {
+    let n = number(bus) + 4;
+    let (name, single) = (format!("yun-pairs{n}"), format!("yun-pairs{n}s"));
+    let _taps = (
+        Taps::add_multi_queue(&name, &format!("172.16.{n}.1")),
+        Taps::add(&single, &format!("172.17.{n}.1")),
+    );
+    let mut vm = Vm::start(bus.flags());
+    vm.put("/machine-config", &json!({"vcpu_count": 2, "mem_size_mib": 256}));
+    let interface =
+        |name: &str, pairs: u16| json!({"iface_id": "eth0", "host_dev_name": name, "num_queue_pairs": pairs});
+    let refusal = vm.refused("PUT", "/network-interfaces/eth0", &interface(&single, 2).to_string());
+    assert!(refusal.contains(&format!("{single} was made for one queue")), "{refusal}");
+    // More than vCPUs: the guest uses as many as it has.
+    vm.put("/network-interfaces/eth0", &interface(&name, 3));
+    assert_eq!(vm.get("/vm/config")["network-interfaces"][0]["num_queue_pairs"], 3);
+    let script = format!(
+        "cd /sys/class/net/eth0/queues; echo queues=$(echo *)
+        ping -c 1 -W 20 172.16.{n}.1 >/dev/null; echo open=yes; read -r line
+        for cpu in 1 2 1 2; do taskset $cpu ping -c 2 -i 0.2 -W 20 172.16.{n}.1 >/dev/null; done; echo sent=yes; read -r line"
+    );
+    boot(&vm, &format!("yun.ip=172.16.{n}.2/24"), &script);
+    vm.prints("open=yes");
+    assert_eq!(printed(&vm, "queues"), "rx-0 rx-1 tx-0 tx-1");
+
+    // 64 flows from the host, each of which goes to either pair; what the guest sends goes out by its vCPU's.
+    let second = "yun_eth0.2";
+    let (before, frames) = (waits(&vm, second), vm.metric("yun_net_rx_packets_count_total"));
+    for _ in 0..64 {
+        let socket = std::net::UdpSocket::bind((format!("172.16.{n}.1"), 0)).unwrap();
+        socket.send_to(b"flow", (format!("172.16.{n}.2"), 9)).unwrap();
+    }
+    eventually("64 frames", || (vm.metric("yun_net_rx_packets_count_total") >= frames + 64).then_some(()));
+    let received = waits(&vm, second);
+    assert!(received > before, "the second pair's thread received nothing");
+    vm.types(b"go\n");
+    vm.prints("sent=yes");
+    assert!(waits(&vm, second) > received, "the second pair's thread sent nothing");
+    assert_eq!(vm.metric("yun_net_rx_fails_total") + vm.metric("yun_net_tx_fails_total"), 0);
+
+    // The host forgets where the guest is, and would learn it from a frame that nobody asked for.
+    host(&format!("sysctl -qw net.ipv4.conf.{name}.arp_accept=1"));
+    let known = || host(&format!("ip neigh show 172.16.{n}.2 dev {name}"));
+    vm.patch("/vm", &json!({"state": "Paused"}));
+    host(&format!("ip neigh flush dev {name}"));
+    assert_eq!((known().trim(), vm.metric("yun_net_announce_count_total")), ("", 0));
+    vm.patch("/vm", &json!({"state": "Resumed"}));
+    eventually("an announcement", || known().contains("lladdr").then_some(()));
+    eventually("its acknowledgement", || (vm.metric("yun_net_announce_count_total") == 1).then_some(()));
+    vm.types(b"enough\n");
     succeeds(&mut vm);
 }

@@ -350,7 +350,7 @@ impl Lane {
 }
 
 impl Part for Lane {
-    fn serve(&mut self) -> Served {
+    fn serve(&mut self, _queue: u16) -> Served {
         self.metrics().queue_events.inc();
         self.serve_or_give_up(true)
     }

@@ -1,5 +1,6 @@
 //! A disk in use: its queues, together or each on its own thread.
 
+use std::ops::Range;
 use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -57,7 +58,7 @@ impl Live {
 
 impl Running for Live {
     fn serve(&mut self, queue: u16) -> Served {
-        self.with_lane(queue.into(), Part::serve)
+        self.with_lane(queue.into(), |lane| lane.serve(lane.index))
     }
 
     /// Sources are numbered as the queues that wait for them.
@@ -81,8 +82,10 @@ impl Running for Live {
         self.lanes.iter_mut().flatten().for_each(|lane| lane.settle());
     }
 
-    fn divides(&self) -> bool {
-        self.lanes.len() > 1
+    /// Each queue is a part, if there are several.
+    fn part_of(&self, queue: u16) -> Option<Range<u16>> {
+        let several = self.lanes.len() > 1 && usize::from(queue) < self.lanes.len();
+        several.then_some(queue..queue + 1)
     }
 
     fn split_off(&mut self, queue: u16) -> Option<Box<dyn Part>> {

@@ -21,12 +21,14 @@ pub struct Offloads {
     pub ecn: bool,
     /// UDP fragments to be made by the guest.
     pub ufo: bool,
+    /// UDP in segments, over IPv4 and IPv6: the host has no one without the other.
+    pub uso: bool,
 }
 
 /// A non-blocking source and sink of frames, each led by the 12-byte header of virtio 1.2 §5.1.6: a TAP opened with
 /// `IFF_TAP | IFF_NO_PI | IFF_VNET_HDR` whose vnet header size is 12, little-endian.
 ///
-/// Called by the device's thread only. No call is given more than [`SLICES_MAX`] slices.
+/// Called by one thread at a time. No call is given more than [`SLICES_MAX`] slices.
 pub trait FrameIo: Send {
     /// What becomes readable when a frame comes in; the same for as long as this lives.
     fn fd(&self) -> RawFd;
@@ -36,6 +38,21 @@ pub trait FrameIo: Send {
     /// # Errors
     /// What the host says; the device does not start then.
     fn set_offloads(&mut self, offloads: Offloads) -> io::Result<()>;
+
+    /// Whether it may carry UDP in segments (VIRTIO_NET_HDR_GSO_UDP_L4), both ways. Asked once, before any driver comes.
+    fn takes_uso(&mut self) -> bool {
+        false
+    }
+
+    /// Takes this wire out of an interface that has several, or back into it: the host spreads frames over those that are in.
+    /// One that is out yields no frames, loses those it held and takes none. Nothing happens to one that is so already. The only
+    /// wire of an interface is never taken out.
+    ///
+    /// # Errors
+    /// What the host says; nothing has changed then.
+    fn set_attached(&mut self, _attached: bool) -> io::Result<()> {
+        Ok(())
+    }
 
     /// Sends one frame, whole; returns its bytes.
     ///

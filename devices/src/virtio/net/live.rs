@@ -1,122 +1,184 @@
-//! A network card in use: two directions that take turns.
+//! A network card in use: its pairs of queues, together or each on its own thread, and its control queue.
 
+use std::ops::Range;
 use std::os::fd::RawFd;
 use std::sync::Arc;
 
-use super::rx::Rx;
-use super::tx::Tx;
-use super::{F_MRG_RXBUF, Net, RX_QUEUE, TX_QUEUE, offloads};
-use crate::irq::Interrupt;
-use crate::mem::Ram;
-use crate::virtio::queue::{Ring, RingError};
-use crate::virtio::{Granted, Idle, Running, Served};
+use super::Net;
+use super::control::{Command, Control};
+use super::features::{F_CTRL_VQ, announces, uses_pairs};
+use super::pair::{Pair, Session, SharedPair};
+use crate::virtio::queue::Ring;
+use crate::virtio::{Granted, Idle, Part, Running, Served};
 
-/// Frames moved in one direction before the other gets its turn.
-pub(super) const FRAMES_PER_BATCH: u32 = 64;
-/// Bytes moved before the driver is told within a batch.
-pub(super) const BYTES_PER_INTERRUPT: usize = 256 * 1024;
+/// A pair beyond the first, and whether another thread serves it.
+struct Further {
+    pair: SharedPair,
+    split_off: bool,
+}
 
-/// The running card: an idle one, and what the driver granted.
+/// The running card.
 pub(super) struct Live {
+    /// What is left of the idle one: all but its ports.
     net: Net,
-    ram: Ram,
-    interrupt: Arc<dyn Interrupt>,
-    rx: Option<Rx>,
-    tx: Option<Tx>,
-    broken: bool,
+    session: Arc<Session>,
+    /// Alone, or with others, it needs no lock.
+    first: Pair,
+    further: Vec<Further>,
+    /// Pairs that the driver may use.
+    pairs: u16,
+    control: Option<Control>,
 }
 
 impl Live {
-    pub(super) fn new(net: Net, granted: Granted) -> Self {
-        let Granted { ram, features, queues, interrupt } = granted;
-        let mut rings = queues.into_iter().map(|queue| queue.map(|queue| Ring::new(queue, features)));
-        let offloads = offloads(features);
-        let large_frames = offloads.tso4 || offloads.tso6 || offloads.ufo;
-        let mergeable = features & F_MRG_RXBUF != 0;
-        let rx = rings.next().flatten().map(|ring| Rx::new(ring, mergeable, large_frames));
-        let tx = rings.next().flatten().map(Tx::new);
-        Self { net, ram, interrupt, rx, tx, broken: false }
-    }
-
-    fn serve_rx(&mut self) -> Served {
-        let Some(rx) = &mut self.rx else { return Served::Drained };
-        let metrics = Arc::clone(&self.net.shared);
-        let tell = || {
-            self.interrupt.queue(RX_QUEUE);
-            metrics.metrics.rx_interrupts.inc();
+    pub(super) fn new(mut net: Net, granted: Granted) -> Self {
+        let Granted { ram, features, mut queues, interrupt } = granted;
+        let session = Arc::new(Session::new(ram, features, interrupt));
+        let mut ring = |index: u16| {
+            let queue = queues.get_mut(usize::from(index)).and_then(Option::take);
+            queue.map(|queue| Ring::new(queue, features))
         };
-        let result = rx.batch(&mut self.net, &self.ram, &tell);
-        let told = rx.ring.wants_interrupt(&self.ram).map(|wanted| {
-            if wanted {
-                tell()
-            }
+        let ports = std::mem::take(&mut net.ports);
+        // §5.1.2: without VIRTIO_NET_F_MQ there is one pair, and the control queue comes after it.
+        let pairs = if uses_pairs(features) { u16::try_from(ports.len()).unwrap_or(u16::MAX) } else { 1 };
+        let control =
+            if features & F_CTRL_VQ != 0 { ring(control_queue(pairs)).map(Control::new) } else { None };
+        let mut made = ports.into_iter().map(|port| {
+            let rx = port.index * 2;
+            let (rx, tx) = if port.index < pairs { (ring(rx), ring(rx + 1)) } else { (None, None) };
+            Pair::new(port, Arc::clone(&session), rx, tx)
         });
-        self.settle(result.and_then(|served| told.map(|()| served)))
+        let first = made.next().expect("a card has a pair");
+        let further = made.map(|pair| Further { pair: SharedPair::new(pair), split_off: false }).collect();
+        Self { net, session, first, further, pairs, control }
     }
 
-    fn serve_tx(&mut self) -> Served {
-        let Some(tx) = &mut self.tx else { return Served::Drained };
-        let result = tx.batch(&mut self.net, &self.ram);
-        let told = tx.ring.wants_interrupt(&self.ram).map(|wanted| {
-            if wanted {
-                self.interrupt.queue(TX_QUEUE);
-                self.net.shared.metrics.tx_interrupts.inc();
-            }
-        });
-        self.settle(result.and_then(|served| told.map(|()| served)))
+    /// The pairs beyond the first that this thread serves; not those that the driver can't use.
+    fn kept(&self) -> impl Iterator<Item = &SharedPair> {
+        let kept = self.further.iter().filter(|further| !further.split_off).map(|further| &further.pair);
+        kept.filter(|pair| pair.with(false, |pair| pair.is_whole()))
     }
 
-    /// Gives up on a driver that broke a queue.
-    fn settle(&mut self, result: Result<Served, RingError>) -> Served {
-        result.unwrap_or_else(|error| {
-            self.broken = true;
-            self.net.shared.metrics.broken.inc();
-            self.net.log(format_args!("the driver broke a queue: {error}"));
-            self.interrupt.needs_reset();
-            Served::Broken
-        })
+    fn serve_control(&mut self) -> Served {
+        let Some(mut control) = self.control.take() else { return Served::Drained };
+        let session = Arc::clone(&self.session);
+        let shared = Arc::clone(&self.net.shared);
+        let metrics = &shared.metrics[0];
+        metrics.control_events.inc();
+        let result = control.batch(&session.ram, |command| {
+            let done = command.is_some_and(|command| self.obey(command));
+            if !done {
+                metrics.control_refused.inc();
+            }
+            done
+        });
+        let told = control.ring.wants_interrupt(&session.ram).map(|wanted| {
+            if wanted {
+                session.interrupt.queue(control_queue(self.pairs));
+            }
+        });
+        self.control = Some(control);
+        session.settle(result.and_then(|served| told.map(|()| served)), &shared, metrics)
     }
+
+    fn obey(&mut self, command: Command) -> bool {
+        match command {
+            Command::Pairs(count) => uses_pairs(self.session.features) && self.use_pairs(count),
+            Command::Announces if announces(self.session.features) => {
+                let shared = &self.net.shared;
+                if shared.heard(&mut shared.caller()) {
+                    shared.metrics[0].announcements.inc();
+                }
+                true
+            }
+            Command::Announces => false,
+        }
+    }
+
+    /// Has the driver use `count` pairs from now on (virtio 1.2 §5.1.6.5.5); false, and nothing changed, if that can't be.
+    fn use_pairs(&mut self, count: u16) -> bool {
+        if !(1..=self.pairs).contains(&count) {
+            return false;
+        }
+        let (wanted, rest) = self.further.split_at(usize::from(count - 1));
+        // A pair without its queues would be sent frames that nobody gets.
+        if !wanted.iter().all(|further| further.pair.with(false, |pair| pair.is_whole())) {
+            return false;
+        }
+        let mut new = Vec::new();
+        for further in wanted {
+            let (was, is) = further.pair.with((true, false), |pair| (pair.port.active, pair.activate()));
+            if !was {
+                new.push(further);
+            }
+            if !is {
+                new.into_iter().for_each(|further| further.pair.with((), Pair::deactivate));
+                return false;
+            }
+        }
+        rest.iter().for_each(|further| further.pair.with((), Pair::deactivate));
+        true
+    }
+}
+
+/// Index of the control queue of a card whose driver may use `pairs` pairs (virtio 1.2 §5.1.2).
+fn control_queue(pairs: u16) -> u16 {
+    pairs * 2
 }
 
 impl Running for Live {
     fn serve(&mut self, queue: u16) -> Served {
-        if self.broken {
+        if self.session.is_broken() {
             return Served::Broken;
         }
-        self.net.take_changes();
-        match queue {
-            RX_QUEUE => {
-                self.net.shared.metrics.rx_queue_events.inc();
-                self.serve_rx()
-            }
-            TX_QUEUE => {
-                self.net.shared.metrics.tx_queue_events.inc();
-                self.serve_tx()
-            }
-            _ => Served::Drained,
+        if queue == control_queue(self.pairs) {
+            return self.serve_control();
+        }
+        match usize::from(queue / 2).checked_sub(1) {
+            None => self.first.serve(queue),
+            Some(index) => match self.further.get(index).filter(|further| !further.split_off) {
+                Some(further) => further.pair.with(Served::Drained, |pair| pair.serve(queue)),
+                None => Served::Drained,
+            },
         }
     }
 
     fn sources(&self) -> Vec<RawFd> {
-        vec![self.net.wire.fd()]
+        let kept = self.kept().filter_map(|pair| pair.with(None, Pair::watched));
+        std::iter::once(self.first.port.wire.fd()).chain(kept).collect()
     }
 
     fn ready(&mut self, source: usize) -> Served {
-        if self.broken {
-            return Served::Broken;
+        match source.checked_sub(1) {
+            None => self.first.ready(),
+            Some(index) => {
+                self.kept().nth(index).map_or(Served::Drained, |pair| pair.with(Served::Drained, Pair::ready))
+            }
         }
-        if source != 0 {
-            return Served::Drained;
-        }
-        self.net.take_changes();
-        self.net.shared.metrics.rx_wire_events.inc();
-        if let Some(rx) = &mut self.rx {
-            rx.wire_may_have_frames();
-        }
-        self.serve_rx()
+    }
+
+    /// Those of a pair beyond the first.
+    fn part_of(&self, queue: u16) -> Option<Range<u16>> {
+        let first = queue - queue % 2;
+        (2..control_queue(self.pairs)).contains(&queue).then_some(first..first + 2)
+    }
+
+    fn split_off(&mut self, queue: u16) -> Option<Box<dyn Part>> {
+        let index = usize::from(self.part_of(queue)?.start / 2 - 1);
+        let further = self.further.get_mut(index).filter(|further| !further.split_off)?;
+        further.split_off = true;
+        Some(Box::new(further.pair.clone()))
     }
 
     fn stop(self: Box<Self>) -> Box<dyn Idle> {
-        Box::new(self.net)
+        let Self { mut net, first, further, .. } = *self;
+        let pairs = std::iter::once(first).chain(further.iter().filter_map(|further| further.pair.take()));
+        net.ports = pairs.map(|pair| pair.port).collect();
+        net.ports.iter_mut().for_each(|port| port.rest());
+        let mut caller = net.shared.caller();
+        caller.interrupt = None;
+        net.shared.heard(&mut caller);
+        drop(caller);
+        Box::new(net)
     }
 }

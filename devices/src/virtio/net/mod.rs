@@ -1,88 +1,70 @@
-//! A network card: virtio network device (virtio 1.2 §5.1), one pair of queues.
+//! A network card: virtio network device (virtio 1.2 §5.1), of one pair of queues or several, and a control queue.
 //!
 //! ```text
 //!   wire (FrameIo) ── readable ──> rx: one recv straight into guest buffers, as many as the frame takes (MRG_RXBUF)
 //!   guest ── kick ──> tx: one send straight from guest buffers
+//!   guest ── kick ──> control: how many pairs it uses; the host brings frames to those only
 //! ```
-//! No frame is copied here. Both directions share the device's thread and take turns in bounded batches. Receive buffers
+//! No frame is copied here. Both directions of a pair share a thread and take turns in bounded batches. Receive buffers
 //! are popped ahead, enough for the largest frame, and kept from one frame to the next. When the guest runs out of them, the
 //! wire is left alone until it kicks.
+//!
+//! [`Net`] is the idle card, `Live` the running one, a `Port` what is there of a pair without a driver, a `Pair` what is there
+//! with one. Each pair has a wire, a thread and counters of its own; rate limits are the card's.
 
+mod control;
+mod features;
 mod frame_io;
+mod limits;
 mod live;
 mod metrics;
+mod pair;
 mod rx;
 #[cfg(test)]
 mod tests;
 mod tx;
 
-use std::sync::Arc;
+use std::num::NonZeroU16;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
+use features::{F_ALWAYS, F_USO, announces, offloads};
+pub use features::{
+    F_CSUM, F_CTRL_VQ, F_GUEST_ANNOUNCE, F_GUEST_CSUM, F_GUEST_ECN, F_GUEST_TSO4, F_GUEST_TSO6, F_GUEST_UFO,
+    F_GUEST_USO4, F_GUEST_USO6, F_HOST_ECN, F_HOST_TSO4, F_HOST_TSO6, F_HOST_UFO, F_HOST_USO, F_MAC, F_MQ,
+    F_MRG_RXBUF, F_MTU, F_STATUS,
+};
 pub use frame_io::{FrameIo, Offloads, SLICES_MAX};
+use limits::{Common, Limit};
 pub use metrics::NetMetrics;
+use pair::Port;
 
 use crate::clock::monotonic_ns;
+use crate::irq::Interrupt;
 use crate::limiter::{Group, Limiter, LimiterSpec};
 use crate::log_limit::LogLimit;
 use crate::mailbox::Mailbox;
-use crate::virtio::queue::F_COMMON;
 use crate::virtio::{ConfigSpace, DeviceKind, Granted, Idle, Running, StartFailed};
 
-/// Entries of either queue.
+/// Entries of a queue of frames.
 pub const QUEUE_SIZE: u16 = 256;
-/// The queue of receive buffers.
+/// Entries of the control queue: drivers wait for each command.
+pub const CONTROL_QUEUE_SIZE: u16 = 64;
+/// The first pair's queue of receive buffers; that of pair `n` is this plus `2 * n` (virtio 1.2 §5.1.2).
 pub const RX_QUEUE: u16 = 0;
-/// The queue of frames to send.
+/// The first pair's queue of frames to send; likewise.
 pub const TX_QUEUE: u16 = 1;
-
-/// VIRTIO_NET_F_CSUM (virtio 1.2 §5.1.3), as those below.
-pub const F_CSUM: u64 = 1 << 0;
-/// VIRTIO_NET_F_GUEST_CSUM.
-pub const F_GUEST_CSUM: u64 = 1 << 1;
-/// VIRTIO_NET_F_MTU.
-pub const F_MTU: u64 = 1 << 3;
-/// VIRTIO_NET_F_MAC.
-pub const F_MAC: u64 = 1 << 5;
-/// VIRTIO_NET_F_GUEST_TSO4.
-pub const F_GUEST_TSO4: u64 = 1 << 7;
-/// VIRTIO_NET_F_GUEST_TSO6.
-pub const F_GUEST_TSO6: u64 = 1 << 8;
-/// VIRTIO_NET_F_GUEST_ECN.
-pub const F_GUEST_ECN: u64 = 1 << 9;
-/// VIRTIO_NET_F_GUEST_UFO.
-pub const F_GUEST_UFO: u64 = 1 << 10;
-/// VIRTIO_NET_F_HOST_TSO4.
-pub const F_HOST_TSO4: u64 = 1 << 11;
-/// VIRTIO_NET_F_HOST_TSO6.
-pub const F_HOST_TSO6: u64 = 1 << 12;
-/// VIRTIO_NET_F_HOST_ECN.
-pub const F_HOST_ECN: u64 = 1 << 13;
-/// VIRTIO_NET_F_HOST_UFO.
-pub const F_HOST_UFO: u64 = 1 << 14;
-/// VIRTIO_NET_F_MRG_RXBUF.
-pub const F_MRG_RXBUF: u64 = 1 << 15;
-/// VIRTIO_NET_F_STATUS.
-pub const F_STATUS: u64 = 1 << 16;
-
-/// What every card offers, whatever its options.
-const F_ALWAYS: u64 = F_COMMON
-    | F_CSUM
-    | F_GUEST_CSUM
-    | F_GUEST_TSO4
-    | F_GUEST_TSO6
-    | F_GUEST_ECN
-    | F_GUEST_UFO
-    | F_HOST_TSO4
-    | F_HOST_TSO6
-    | F_HOST_ECN
-    | F_HOST_UFO
-    | F_MRG_RXBUF
-    | F_STATUS;
+/// Pairs of queues of one card at most: with the control queue they are what a worker thread, 64 queues, has room for, and
+/// more than a TAP device's frames are worth spreading over.
+pub const QUEUE_PAIRS_MAX: u16 = 16;
 
 /// Bytes of `struct virtio_net_hdr` with its number of buffers (virtio 1.2 §5.1.6).
 const HEADER_BYTES: usize = 12;
+/// Where the configuration has the status (virtio 1.2 §5.1.4).
+const STATUS_AT: usize = 6;
 /// VIRTIO_NET_S_LINK_UP (virtio 1.2 §5.1.4).
 const S_LINK_UP: u16 = 1;
+/// VIRTIO_NET_S_ANNOUNCE (virtio 1.2 §5.1.4).
+const S_ANNOUNCE: u16 = 2;
 
 /// How a card presents itself.
 #[derive(Debug, Clone, Default)]
@@ -108,10 +90,49 @@ struct Changes {
     tx_limits: Option<LimiterSpec>,
 }
 
-/// What the device and its handles share.
+/// What the device, its pairs and its handles share.
 struct Shared {
+    name: String,
+    config: Arc<ConfigSpace>,
+    caller: Mutex<Caller>,
+    /// Where there is one pair: its limits are its own.
     changes: Mailbox<Changes>,
-    metrics: NetMetrics,
+    /// Where there are several: what they share, received and sent.
+    limits: Option<[Arc<Common>; 2]>,
+    /// By pair.
+    metrics: Box<[NetMetrics]>,
+    log: Mutex<LogLimit>,
+}
+
+/// The way to a driver that announces itself when it is asked, if there is one.
+#[derive(Default)]
+struct Caller {
+    /// Weak: handles may outlive the machine.
+    interrupt: Option<Weak<dyn Interrupt>>,
+    /// It was asked, and has not answered yet.
+    asked: bool,
+}
+
+impl Shared {
+    fn caller(&self) -> MutexGuard<'_, Caller> {
+        self.caller.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The driver has heard; or it is gone, and no one is asked. Whether it had been asked.
+    fn heard(&self, caller: &mut Caller) -> bool {
+        if caller.asked {
+            self.config.update(STATUS_AT, &S_LINK_UP.to_le_bytes());
+        }
+        std::mem::take(&mut caller.asked)
+    }
+
+    /// Logs within the bound of this device.
+    fn log(&self, what: std::fmt::Arguments) {
+        let admitted = self.log.lock().unwrap_or_else(PoisonError::into_inner).admit();
+        if let Some(muted) = admitted {
+            log::warn!("{}: {what} ({muted} lines left out before)", self.name);
+        }
+    }
 }
 
 /// Changes and observes a card from any thread, running or not.
@@ -119,82 +140,121 @@ struct Shared {
 pub struct NetHandle(Arc<Shared>);
 
 impl NetHandle {
-    /// Puts these rate limits, with full buckets, in place of the present ones; `None` leaves a direction as it is. The
-    /// device's thread takes them up when it next serves either queue: kick both if old limits may hold them.
+    /// Puts these rate limits, with full buckets, in place of the present ones; `None` leaves a direction as it is. They are
+    /// those of all pairs together. The device's thread takes them up when it next serves a queue: kick all if old limits may
+    /// hold them.
     pub fn set_limits(&self, rx: Option<LimiterSpec>, tx: Option<LimiterSpec>) {
+        if let Some([rx_limit, tx_limit]) = &self.0.limits {
+            rx.inspect(|spec| rx_limit.set(spec));
+            tx.inspect(|spec| tx_limit.set(spec));
+            return;
+        }
         self.0.changes.post(|changes| {
             changes.rx_limits = rx.or(changes.rx_limits);
             changes.tx_limits = tx.or(changes.tx_limits);
         });
     }
 
-    /// What the card did so far.
+    /// Asks the guest to tell the network where it is (virtio 1.2 §5.1.6.5.4), from any thread: whatever forwards its frames may have
+    /// forgotten or mistaken that while it was paused. A guest whose driver did not agree to do so is not asked.
+    pub fn announce(&self) {
+        let mut caller = self.0.caller();
+        let Some(interrupt) = caller.interrupt.as_ref().and_then(Weak::upgrade) else { return };
+        self.0.config.update(STATUS_AT, &(S_LINK_UP | S_ANNOUNCE).to_le_bytes());
+        caller.asked = true;
+        interrupt.config();
+    }
+
+    /// What the card did so far, over all of its pairs.
     #[must_use]
-    pub fn metrics(&self) -> &NetMetrics {
+    pub fn metrics(&self) -> NetMetrics {
+        NetMetrics::sum(&self.0.metrics)
+    }
+
+    /// What each pair did so far.
+    #[must_use]
+    pub fn pairs(&self) -> &[NetMetrics] {
         &self.0.metrics
+    }
+
+    /// Frames that the host failed to receive or to send so far. Cheaper than [`NetHandle::metrics`].
+    #[must_use]
+    pub fn failures(&self) -> u64 {
+        self.0.metrics.iter().map(|pair| pair.rx_failures.get() + pair.tx_failures.get()).sum()
     }
 }
 
 /// A network card that no driver is using.
 pub struct Net {
     shared: Arc<Shared>,
-    config: Arc<ConfigSpace>,
-    name: String,
     offered: u64,
-    wire: Box<dyn FrameIo>,
-    rx_limiter: Limiter,
-    tx_limiter: Limiter,
-    log: LogLimit,
+    queue_sizes: Vec<u16>,
+    /// By pair; one at least.
+    ports: Vec<Port>,
 }
 
 impl Net {
-    /// A card on `wire`.
+    /// A card of one pair of queues on `wire`.
     #[must_use]
     pub fn new(wire: Box<dyn FrameIo>, options: &NetOptions) -> Self {
+        Self::with_pairs(vec![wire], options)
+    }
+
+    /// A card of a pair of queues for each of `wires`, which are all the same interface's. All but the first are
+    /// detached until a driver uses them.
+    ///
+    /// # Panics
+    /// For no wire, and for more than [`QUEUE_PAIRS_MAX`].
+    #[must_use]
+    pub fn with_pairs(mut wires: Vec<Box<dyn FrameIo>>, options: &NetOptions) -> Self {
+        let pairs =
+            u16::try_from(wires.len()).ok().and_then(NonZeroU16::new).filter(|n| n.get() <= QUEUE_PAIRS_MAX);
+        let pairs = pairs.expect("a card has 1 to 16 pairs of queues").get();
         // struct virtio_net_config up to the MTU: mac[6], status, max_virtqueue_pairs, mtu (virtio 1.2 §5.1.4).
         let mut config = Vec::with_capacity(HEADER_BYTES);
         config.extend_from_slice(&options.mac.unwrap_or_default());
         config.extend_from_slice(&S_LINK_UP.to_le_bytes());
-        config.extend_from_slice(&1u16.to_le_bytes());
+        config.extend_from_slice(&pairs.to_le_bytes());
         config.extend_from_slice(&options.mtu.unwrap_or_default().to_le_bytes());
-        let mac = if options.mac.is_some() { F_MAC } else { 0 };
-        let mtu = if options.mtu.is_some() { F_MTU } else { 0 };
-        let now = monotonic_ns();
-        Self {
-            shared: Arc::new(Shared { changes: Mailbox::default(), metrics: NetMetrics::default() }),
-            config: ConfigSpace::new(config),
+        let optional = [
+            (options.mac.is_some(), F_MAC),
+            (options.mtu.is_some(), F_MTU),
+            (pairs > 1, F_MQ),
+            (wires[0].takes_uso(), F_USO),
+        ];
+        let offered = optional.iter().filter(|(on, _)| *on).fold(F_ALWAYS, |offered, (_, bit)| offered | bit);
+        let mut queue_sizes = vec![QUEUE_SIZE; usize::from(pairs) * 2];
+        queue_sizes.push(CONTROL_QUEUE_SIZE);
+        let limits = [&options.rx_limits, &options.tx_limits];
+        let shared = Arc::new(Shared {
             name: options.name.clone(),
-            offered: F_ALWAYS | mac | mtu,
-            wire,
-            rx_limiter: Limiter::new(&options.rx_limits, now).within(options.group.as_ref()),
-            tx_limiter: Limiter::new(&options.tx_limits, now).within(options.group.as_ref()),
-            log: LogLimit::default(),
-        }
+            config: ConfigSpace::new(config),
+            caller: Mutex::default(),
+            changes: Mailbox::default(),
+            limits: (pairs > 1).then(|| limits.map(|spec| Common::new(spec, options.group.as_ref()))),
+            metrics: (0..pairs).map(|_| NetMetrics::default()).collect(),
+            log: Mutex::default(),
+        });
+        let port = |(index, wire)| {
+            let [rx_limit, tx_limit] = match &shared.limits {
+                None => limits.map(|spec| {
+                    Limit::Own(Limiter::new(spec, monotonic_ns()).within(options.group.as_ref()))
+                }),
+                Some(common) => common.clone().map(Limit::Common),
+            };
+            let shared = Arc::clone(&shared);
+            let mut port = Port { index, shared, wire, rx_limit, tx_limit, active: true, attached: None };
+            port.rest();
+            port
+        };
+        let ports = (0..).zip(wires).map(port).collect();
+        Self { shared, offered, queue_sizes, ports }
     }
 
     /// A handle for the control thread.
     #[must_use]
     pub fn handle(&self) -> NetHandle {
         NetHandle(Arc::clone(&self.shared))
-    }
-
-    /// Takes up what handles asked for.
-    fn take_changes(&mut self) {
-        let Some(changes) = self.shared.changes.take() else { return };
-        let now = monotonic_ns();
-        if let Some(limits) = changes.rx_limits {
-            self.rx_limiter.set(&limits, now);
-        }
-        if let Some(limits) = changes.tx_limits {
-            self.tx_limiter.set(&limits, now);
-        }
-    }
-
-    /// Logs within the bound of this device.
-    fn log(&mut self, what: std::fmt::Arguments) {
-        if let Some(muted) = self.log.admit() {
-            log::warn!("{}: {what} ({muted} lines left out before)", self.name);
-        }
     }
 }
 
@@ -208,27 +268,22 @@ impl Idle for Net {
     }
 
     fn queue_sizes_max(&self) -> &[u16] {
-        &[QUEUE_SIZE, QUEUE_SIZE]
+        &self.queue_sizes
     }
 
     fn config(&self) -> &Arc<ConfigSpace> {
-        &self.config
+        &self.shared.config
     }
 
     fn start(mut self: Box<Self>, granted: Granted) -> Result<Box<dyn Running>, StartFailed> {
-        if let Err(error) = self.wire.set_offloads(offloads(granted.features)) {
-            let reason = format!("setting the offloads of {} failed: {error}", self.name);
+        // They are the interface's: one wire tells it, the one that is always attached.
+        if let Err(error) = self.ports[0].wire.set_offloads(offloads(granted.features)) {
+            let reason = format!("setting the offloads of {} failed: {error}", self.shared.name);
             return Err(StartFailed { device: self, reason });
+        }
+        if announces(granted.features) {
+            self.shared.caller().interrupt = Some(Arc::downgrade(&granted.interrupt));
         }
         Ok(Box::new(live::Live::new(*self, granted)))
     }
-}
-
-/// What a driver with these features can receive. A feature without the one it needs (virtio 1.2 §5.1.3.1) is left off.
-fn offloads(features: u64) -> Offloads {
-    let has = |bit| features & bit != 0;
-    let csum = has(F_GUEST_CSUM);
-    let tso4 = csum && has(F_GUEST_TSO4);
-    let tso6 = csum && has(F_GUEST_TSO6);
-    Offloads { csum, tso4, tso6, ecn: (tso4 || tso6) && has(F_GUEST_ECN), ufo: csum && has(F_GUEST_UFO) }
 }

@@ -4,9 +4,8 @@ use std::collections::VecDeque;
 use std::io::ErrorKind;
 use std::time::Duration;
 
-use super::live::{BYTES_PER_INTERRUPT, FRAMES_PER_BATCH};
-use super::{HEADER_BYTES, Net, SLICES_MAX};
-use crate::clock::monotonic_ns;
+use super::pair::{BYTES_PER_INTERRUPT, FRAMES_PER_BATCH, Port};
+use super::{HEADER_BYTES, SLICES_MAX};
 use crate::mem::{Ram, VolatileSlice};
 use crate::virtio::Served;
 use crate::virtio::queue::{Chain, Ring, RingError, Segment, copy_in, resolve, total_len};
@@ -64,7 +63,7 @@ impl Rx {
     }
 
     /// Receives until the wire is empty, the guest out of buffers, a limit reached or the batch full. `tell` interrupts.
-    pub(super) fn batch(&mut self, net: &mut Net, ram: &Ram, tell: &dyn Fn()) -> Result<Served, RingError> {
+    pub(super) fn batch(&mut self, port: &mut Port, ram: &Ram, tell: &dyn Fn()) -> Result<Served, RingError> {
         // A kick is wanted only when buffers run out.
         self.ring.suppress_kicks(ram)?;
         if !self.readable {
@@ -82,37 +81,35 @@ impl Rx {
                     self.ring.suppress_kicks(ram)?;
                     continue;
                 }
-                net.shared.metrics.rx_no_buffers.inc();
+                port.metrics().rx_no_buffers.inc();
                 return Ok(Served::Drained);
             }
             // The size of a frame is known only once it is there: a large one is paid for afterwards.
-            if !net.rx_limiter.is_off()
-                && let Err(wait) = net.rx_limiter.check(monotonic_ns(), 1)
-            {
-                net.shared.metrics.rx_throttled.inc();
+            if let Err(wait) = port.rx_limit.check(1) {
+                port.metrics().rx_throttled.inc();
                 return Ok(Served::After(wait));
             }
             let into = &room.slices[room.spent..];
-            match net.wire.recv(into) {
-                Ok(n) if n < HEADER_BYTES => net.shared.metrics.rx_failures.inc(),
-                Ok(n) if self.cut_off(n, into) => net.shared.metrics.rx_dropped.inc(),
+            match port.wire.recv(into) {
+                Ok(n) if n < HEADER_BYTES => port.metrics().rx_failures.inc(),
+                Ok(n) if self.cut_off(n, into) => port.metrics().rx_dropped.inc(),
                 Ok(n) => {
                     self.deliver(ram, &mut room, n)?;
                     let frame = (n - HEADER_BYTES) as u64;
-                    net.rx_limiter.charge(frame);
-                    net.shared.metrics.rx_frames.inc();
-                    net.shared.metrics.rx_bytes.add(frame);
+                    port.rx_limit.charge(frame);
+                    port.metrics().rx_frames.inc();
+                    port.metrics().rx_bytes.add(frame);
                     unreported += n;
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
                     self.readable = false;
-                    net.rx_limiter.release();
+                    port.rx_limit.release();
                     return Ok(Served::Drained);
                 }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => {
-                    net.shared.metrics.rx_failures.inc();
-                    net.log(format_args!("receiving failed: {error}"));
+                    port.metrics().rx_failures.inc();
+                    port.shared.log(format_args!("receiving failed: {error}"));
                     return Ok(Served::After(RETRY));
                 }
             }

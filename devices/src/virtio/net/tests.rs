@@ -11,7 +11,9 @@ use crate::testing::ram;
 use crate::virtio::Served;
 use crate::virtio::queue::F_EVENT_IDX;
 
+mod announce;
 mod hostile;
+mod pairs;
 
 const RX_RINGS: u64 = 0x1000;
 const TX_RINGS: u64 = 0x3000;
@@ -62,7 +64,7 @@ impl Rig {
         self.tap.traffic().incoming.push_back(frame);
     }
 
-    fn metrics(&self) -> &NetMetrics {
+    fn metrics(&self) -> NetMetrics {
         self.handle.metrics()
     }
 }
@@ -124,7 +126,7 @@ fn buffers_kept_from_one_wake_to_the_next_are_used_in_order() {
 fn without_mergeable_buffers_each_frame_gets_one() {
     let mut rig = Rig::with(
         &NetOptions::default(),
-        !(F_EVENT_IDX | F_MRG_RXBUF | F_GUEST_TSO4 | F_GUEST_TSO6 | F_GUEST_UFO),
+        !(F_EVENT_IDX | F_MRG_RXBUF | F_GUEST_TSO4 | F_GUEST_TSO6 | F_GUEST_UFO | F_GUEST_USO4),
     );
     rig.buffers(3, 1526);
     rig.arrives(frame(1526));
@@ -258,7 +260,7 @@ fn limits_hold_each_direction_and_lifting_them_lets_it_go() {
 
 #[test]
 fn the_wire_learns_what_the_guest_can_receive() {
-    let all = Offloads { csum: true, tso4: true, tso6: true, ecn: true, ufo: true };
+    let all = Offloads { csum: true, tso4: true, tso6: true, ecn: true, ufo: true, uso: true };
     assert_eq!(Rig::new().tap.traffic().offloads, Some(all));
     let rig = Rig::with(&NetOptions::default(), !F_GUEST_CSUM);
     assert_eq!(
@@ -268,6 +270,32 @@ fn the_wire_learns_what_the_guest_can_receive() {
     );
     let rig = Rig::with(&NetOptions::default(), !(F_GUEST_TSO4 | F_GUEST_UFO));
     assert_eq!(rig.tap.traffic().offloads, Some(Offloads { tso4: false, ufo: false, ..all }));
+    for half in [F_GUEST_USO4, F_GUEST_USO6] {
+        let rig = Rig::with(&NetOptions::default(), !half);
+        assert_eq!(rig.tap.traffic().offloads, Some(Offloads { uso: false, ..all }), "one alone is none");
+    }
+}
+
+#[test]
+fn udp_segments_are_on_offer_where_the_wire_knows_them() {
+    for uso in [true, false] {
+        let tap = FakeTap::new();
+        tap.traffic().uso = uso;
+        let net = Net::new(Box::new(tap), &NetOptions::default());
+        let bits = F_GUEST_USO4 | F_GUEST_USO6 | F_HOST_USO;
+        assert_eq!(net.offered() & bits, if uso { bits } else { 0 });
+    }
+}
+
+#[test]
+fn a_driver_of_udp_segments_alone_gets_no_frame_that_was_cut_off() {
+    let large = F_GUEST_TSO4 | F_GUEST_TSO6 | F_GUEST_UFO;
+    let mut rig = Rig::with(&NetOptions::default(), !(F_EVENT_IDX | large));
+    rig.buffers(2, 1024);
+    rig.arrives(frame(5000));
+    rig.arrives(frame(100));
+    assert_eq!(rig.device.ready(0), Served::Drained);
+    assert_eq!((rig.rx.used(), rig.rx.used()), (Some((0, 100)), None));
 }
 
 #[test]

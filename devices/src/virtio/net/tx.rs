@@ -3,9 +3,8 @@
 use std::io::ErrorKind;
 use std::time::Duration;
 
-use super::live::FRAMES_PER_BATCH;
-use super::{HEADER_BYTES, Net};
-use crate::clock::monotonic_ns;
+use super::HEADER_BYTES;
+use super::pair::{FRAMES_PER_BATCH, Port};
 use crate::mem::Ram;
 use crate::virtio::Served;
 use crate::virtio::queue::{Chain, Ring, RingError, resolve};
@@ -32,7 +31,7 @@ impl Tx {
     }
 
     /// Sends until the guest has no more frames, a limit is reached, the host is busy or the batch full.
-    pub(super) fn batch(&mut self, net: &mut Net, ram: &Ram) -> Result<Served, RingError> {
+    pub(super) fn batch(&mut self, port: &mut Port, ram: &Ram) -> Result<Served, RingError> {
         let mut slices = Vec::with_capacity(SLICES_AT_FIRST);
         self.ring.suppress_kicks(ram)?;
         for _ in 0..FRAMES_PER_BATCH {
@@ -47,26 +46,30 @@ impl Tx {
             slices.clear();
             resolve(ram, self.chain.readable(), &mut slices)?;
             if !(HEADER_BYTES + ETHERNET_BYTES..=FRAME_BYTES_MAX).contains(&len) {
-                net.shared.metrics.tx_dropped.inc();
-                net.log(format_args!("a frame of {len} bytes with its header was dropped"));
+                port.metrics().tx_dropped.inc();
+                port.shared.log(format_args!("a frame of {len} bytes with its header was dropped"));
+                self.ring.finish(ram, head, 0)?;
+                continue;
+            }
+            if !port.active {
+                // The driver said that it would send nothing here (virtio 1.2 §5.1.6.5.5.2).
+                port.metrics().tx_dropped.inc();
                 self.ring.finish(ram, head, 0)?;
                 continue;
             }
             let frame = (len - HEADER_BYTES) as u64;
-            if !net.tx_limiter.is_off()
-                && let Err(wait) = net.tx_limiter.check(monotonic_ns(), frame)
-            {
-                net.shared.metrics.tx_throttled.inc();
+            if let Err(wait) = port.tx_limit.check(frame) {
+                port.metrics().tx_throttled.inc();
                 self.ring.undo_pop();
                 return Ok(Served::After(wait));
             }
-            match net.wire.send(&slices) {
+            match port.wire.send(&slices) {
                 Ok(_) => {
-                    net.shared.metrics.tx_frames.inc();
-                    net.shared.metrics.tx_bytes.add(frame);
+                    port.metrics().tx_frames.inc();
+                    port.metrics().tx_bytes.add(frame);
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                    net.shared.metrics.tx_busy.inc();
+                    port.metrics().tx_busy.inc();
                     self.ring.undo_pop();
                     return Ok(Served::After(RETRY));
                 }
@@ -76,11 +79,12 @@ impl Tx {
                 }
                 Err(error) => {
                     // A wire may lose a frame; a queue may not stand still for one that nobody can send.
-                    net.shared.metrics.tx_failures.inc();
-                    net.log(format_args!("sending a frame of {len} bytes with its header failed: {error}"));
+                    port.metrics().tx_failures.inc();
+                    port.shared
+                        .log(format_args!("sending a frame of {len} bytes with its header failed: {error}"));
                 }
             }
-            net.tx_limiter.charge(frame);
+            port.tx_limit.charge(frame);
             self.ring.finish(ram, head, 0)?;
         }
         Ok(Served::More)

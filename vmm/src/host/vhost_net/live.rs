@@ -162,7 +162,7 @@ impl Live {
     /// Nothing is served until the driver resets the device.
     fn give_up(&mut self) {
         self.mode = Mode::Broken;
-        self.link.net.metrics().broken.inc();
+        self.link.net.pairs()[0].broken.inc();
         self.interrupt.needs_reset();
     }
 
@@ -188,7 +188,7 @@ impl Live {
     /// The kernel has used buffers of `queue`.
     fn called(&self, queue: u16) {
         self.interrupt.queue(queue);
-        let metrics = self.link.net.metrics();
+        let metrics = &self.link.net.pairs()[0];
         let count = if queue == RX_QUEUE { &metrics.rx_interrupts } else { &metrics.tx_interrupts };
         count.inc();
     }

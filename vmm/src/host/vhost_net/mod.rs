@@ -37,11 +37,17 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 pub use kernel::{Kernel, PATH, Vhost, VhostError, available};
 
-/// Queues that vhost-net serves: one to receive, one to send.
-const PAIR: usize = 2;
+/// Queues of such an interface: one to receive, one to send.
+pub const PAIR: usize = 2;
 
 /// The features that vhost-net takes part in; all others are between the guest and the TAP device.
 const KNOWN: u64 = devices::virtio::net::F_MRG_RXBUF | devices::virtio::queue::F_COMMON;
+
+/// The features of a control queue, which vhost-net has not.
+const CONTROL: u64 = {
+    use devices::virtio::net::{F_CTRL_VQ, F_GUEST_ANNOUNCE, F_MQ};
+    F_CTRL_VQ | F_GUEST_ANNOUNCE | F_MQ
+};
 
 /// What the device and its handles share.
 struct Shared {
@@ -145,7 +151,8 @@ impl VhostNet {
     }
 
     fn of(user: Box<dyn Idle>, link: Link) -> Self {
-        let offered = user.offered() & !(KNOWN & !link.kernel.features());
+        // What goes through the control queue is userspace's only.
+        let offered = user.offered() & !(KNOWN & !link.kernel.features()) & !CONTROL;
         Self { user, offered, link }
     }
 
@@ -166,7 +173,8 @@ impl Idle for VhostNet {
     }
 
     fn queue_sizes_max(&self) -> &[u16] {
-        self.user.queue_sizes_max()
+        let sizes = self.user.queue_sizes_max();
+        &sizes[..sizes.len().min(PAIR)]
     }
 
     fn config(&self) -> &Arc<ConfigSpace> {

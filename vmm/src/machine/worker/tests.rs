@@ -93,11 +93,16 @@ fn dropping_the_worker_ends_its_thread_and_a_late_order_is_answered() {
     owner.pause();
 }
 
+/// Queues of the device below.
+const COUNT: u16 = 3;
+
 /// A device of several queues that divides; each batch notes its queue and the thread that served it.
 struct Divisible {
     batches: Batches,
     /// What this one serves; the whole device serves what was not split off.
     queues: Vec<u16>,
+    /// Queues of each part; what is left over is no part.
+    width: u16,
     config: Arc<ConfigSpace>,
 }
 
@@ -105,9 +110,14 @@ type Batches = Arc<std::sync::Mutex<Vec<(u16, String)>>>;
 
 impl Divisible {
     fn new(queues: u16) -> (Box<Self>, Batches) {
+        Self::in_parts_of(1, queues)
+    }
+
+    fn in_parts_of(width: u16, queues: u16) -> (Box<Self>, Batches) {
         let batches = Batches::default();
         let queues = (0..queues).collect();
-        (Box::new(Self { batches: Arc::clone(&batches), queues, config: ConfigSpace::new(vec![]) }), batches)
+        let config = ConfigSpace::new(vec![]);
+        (Box::new(Self { batches: Arc::clone(&batches), queues, width, config }), batches)
     }
 
     fn note(&self, queue: u16) -> Served {
@@ -127,7 +137,7 @@ impl Idle for Divisible {
         0
     }
     fn queue_sizes_max(&self) -> &[u16] {
-        &[16; 3]
+        &[16; COUNT as usize]
     }
     fn config(&self) -> &Arc<ConfigSpace> {
         &self.config
@@ -141,24 +151,26 @@ impl Running for Divisible {
     fn serve(&mut self, queue: u16) -> Served {
         self.note(queue)
     }
-    fn divides(&self) -> bool {
-        true
+    fn part_of(&self, queue: u16) -> Option<Range<u16>> {
+        let start = queue - queue % self.width;
+        (start + self.width <= COUNT).then_some(start..start + self.width)
     }
     fn split_off(&mut self, queue: u16) -> Option<Box<dyn Part>> {
-        let at = self.queues.iter().position(|other| *other == queue)?;
-        let queues = vec![self.queues.swap_remove(at)];
+        let part = self.part_of(queue)?;
+        let (queues, left) = self.queues.drain(..).partition(|queue| part.contains(queue));
+        self.queues = left;
         let batches = Arc::clone(&self.batches);
-        Some(Box::new(Self { batches, queues, config: Arc::clone(&self.config) }))
+        Some(Box::new(Self { batches, queues, width: self.width, config: Arc::clone(&self.config) }))
     }
     fn stop(mut self: Box<Self>) -> Box<dyn Idle> {
-        self.queues = (0..3).collect();
+        self.queues = (0..COUNT).collect();
         self
     }
 }
 
 impl Part for Divisible {
-    fn serve(&mut self) -> Served {
-        self.note(self.queues[0])
+    fn serve(&mut self, queue: u16) -> Served {
+        self.note(queue)
     }
     fn end(self: Box<Self>) {
         self.batches.lock().unwrap().push((self.queues[0], "ended".into()));
@@ -222,6 +234,34 @@ fn a_device_that_divides_gets_a_thread_for_each_queue_that_is_used_and_keeps_it(
     assert_eq!(threads("many"), 3);
     drop(worker);
     assert_eq!(threads("many"), 0);
+}
+
+#[test]
+fn a_part_of_several_queues_has_one_thread_and_what_is_no_part_stays() {
+    let worker =
+        Worker::start("pair", 3, Kind::Device, Seccomp::Off, Arc::new(|_| ()), &Habits::default()).unwrap();
+    let mut owner = worker.handle().clone();
+    // Parts of two of three queues: 0 and 1; queue 2 is left over. The driver leaves out queue 0 at first.
+    let (device, batches) = Divisible::in_parts_of(2, 3);
+    owner.run(device, &[1, 2]);
+    wait_until(&batches, |all| all.contains(&noted(1, "pair")) && all.contains(&noted(2, "pair")));
+    let Ok(device) = owner.halt().unwrap().start(nothing_granted()) else { panic!() };
+    assert_eq!(threads("pair"), 1, "a single part is the device's thread's own");
+    batches.lock().unwrap().clear();
+    // It keeps what comes first.
+    owner.run(device, &[2, 0, 1]);
+    wait_until(&batches, |all| {
+        all.contains(&noted(2, "pair"))
+            && all.contains(&noted(0, "pair.0"))
+            && all.contains(&noted(1, "pair.0"))
+    });
+    for queue in [0, 1] {
+        batches.lock().unwrap().clear();
+        owner.kick(queue);
+        wait_until(&batches, |all| all.contains(&noted(queue, "pair.0")));
+    }
+    assert_eq!(threads("pair"), 2);
+    assert!(owner.halt().is_some());
 }
 
 #[test]
@@ -438,7 +478,9 @@ impl Running for Lent {
 #[test]
 fn kicks_that_somebody_else_hears_wake_nobody_here_until_they_are_given_back() {
     let kicks = kicks(1).unwrap();
-    let worker = Worker::with_kicks("lent", &kicks, Kind::Device, Seccomp::Off, Arc::new(|_| ()), &Habits::default()).unwrap();
+    let worker =
+        Worker::with_kicks("lent", &kicks, Kind::Device, Seccomp::Off, Arc::new(|_| ()), &Habits::default())
+            .unwrap();
     let mut owner = worker.handle().clone();
     let [batches, probes, begun] = [(); 3].map(|()| Arc::new(AtomicUsize::new(0)));
     let sources = [(); 2].map(|()| EventFd::new(EFD_NONBLOCK).unwrap());

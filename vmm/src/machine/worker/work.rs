@@ -1,4 +1,4 @@
-//! What a thread serves: a device, or one queue of it.
+//! What a thread serves: a device, or a part of it.
 
 use std::os::fd::RawFd;
 
@@ -17,7 +17,7 @@ impl Work {
         match (self, job) {
             (Self::Device(device), Job::Queue(queue)) => device.serve(queue),
             (Self::Device(device), Job::Source(source)) => device.ready(source),
-            (Self::Part(part), Job::Queue(_)) => part.serve(),
+            (Self::Part(part), Job::Queue(queue)) => part.serve(queue),
             (Self::Part(part), Job::Source(_)) => part.ready(),
         }
     }
@@ -64,10 +64,11 @@ impl Work {
         }
     }
 
-    pub(super) fn sources(&self) -> Vec<RawFd> {
+    /// What it waits for from the start; asked once.
+    pub(super) fn sources(&mut self) -> Vec<RawFd> {
         match self {
             Self::Device(device) => device.sources(),
-            Self::Part(_) => Vec::new(),
+            Self::Part(part) => part.source().into_iter().collect(),
         }
     }
 

@@ -115,6 +115,7 @@ const KVM_KVMCLOCK_CTRL: u32 = KVM | 0xad;
 const KVM_GET_REGS: u32 = KVM | 0x81;
 const KVM_IOEVENTFD: u32 = KVM | 0x79;
 const TUNSETOFFLOAD: u32 = TUN | 0xd0;
+const TUNSETQUEUE: u32 = TUN | 0xd9;
 /// linux/vhost.h.
 const VHOST: u32 = 0xaf00;
 const TCGETS: u32 = 0x5401;
@@ -199,12 +200,12 @@ const DEVICE: &[Rule] = &[
     any(libc::SYS_readv),
     any(libc::SYS_writev),
     any(libc::SYS_getrandom),
-    when(libc::SYS_ioctl, Arg::Ioctl(&[KVM_IRQ_LINE, KVM_SIGNAL_MSI])),
+    when(libc::SYS_ioctl, Arg::Ioctl(&[KVM_IRQ_LINE, KVM_SIGNAL_MSI, TUNSETQUEUE])),
     // The rings themselves are restricted to reads, writes and flushes.
     any(libc::SYS_io_uring_setup),
     any(libc::SYS_io_uring_register),
     any(libc::SYS_io_uring_enter),
-    // A thread for each more queue of a disk that its driver uses; it inherits this list.
+    // A thread for each more queue of a disk, or pair of queues of an interface, that its driver uses; it inherits this list.
     any(libc::SYS_epoll_create1),
     any(libc::SYS_eventfd2),
     when(libc::SYS_clone3, Arg::NoSuchCall),
@@ -316,7 +317,7 @@ const DRIVER: &[Rule] = &[
 const PLUG: &[Rule] = &[
     when(libc::SYS_ioctl, Arg::Ioctl(VHOST_OPEN)),
     when(libc::SYS_ioctl, Arg::Ioctl(&[KVM_IOEVENTFD])),
-    when(libc::SYS_ioctl, Arg::Ioctl(&[TUN | 0xca, TUN | 0xd8])),
+    when(libc::SYS_ioctl, Arg::Ioctl(&[TUN | 0xca, TUN | 0xd8, TUNSETOFFLOAD])),
     Rule {
         call: libc::SYS_ioctl,
         arg: Arg::Ioctl(&[TUN | 0xd2]),

@@ -122,7 +122,7 @@ fn a_polled_queue_is_found_without_a_kick_and_asks_for_kicks_again_when_it_is_po
     // A part likewise.
     let mut part = many.device.split_off(1).unwrap();
     part.set_polled(true);
-    assert_eq!(part.serve(), Served::Drained);
+    assert_eq!(part.serve(1), Served::Drained);
     many.guests[1].send_write(1, 0x22);
     assert!(part.peek() && !many.device.peek(1) && many.guests[1].driver.kicks_suppressed());
     part.end();
@@ -132,13 +132,13 @@ fn a_polled_queue_is_found_without_a_kick_and_asks_for_kicks_again_when_it_is_po
 fn a_queue_that_was_split_off_is_served_by_its_part_alone() {
     let disk = MemBackend::zeroed(8);
     let mut many = Many::new(2, Box::new(disk.clone()), &options());
-    assert!(many.device.divides());
+    assert_eq!((many.device.part_of(1), many.device.part_of(2)), (Some(1..2), None));
     let mut part = many.device.split_off(1).unwrap();
     assert!(many.device.split_off(1).is_none() && many.device.split_off(2).is_none());
     many.guests[1].send_write(1, 0x11);
     assert_eq!(many.device.serve(1), Served::Drained);
     assert_eq!(many.guests[1].answer(), None);
-    assert_eq!(part.serve(), Served::Drained);
+    assert_eq!(part.serve(1), Served::Drained);
     assert_eq!(many.guests[1].answer(), Some(OK));
     part.end();
     // The next driver gets all queues again.
@@ -269,18 +269,18 @@ fn hammer(mut guest: Guest, mut part: Box<dyn Part>, rounds: u8) {
     for round in 1..=rounds {
         for sector in sectors.clone() {
             guest.send_write(sector, round);
-            assert_eq!(part.serve(), Served::Drained);
+            assert_eq!(part.serve(0), Served::Drained);
             assert_eq!(guest.answer(), Some(OK));
         }
         for sector in sectors.clone() {
             ram::write(&guest.ram, guest.base + DATA, &[0xEE; 512]);
             guest.send(IN, sector, Some(take(guest.base + DATA, 512)));
-            assert_eq!(part.serve(), Served::Drained);
+            assert_eq!(part.serve(0), Served::Drained);
             assert_eq!(guest.answer(), Some(OK));
             assert_eq!(ram::read(&guest.ram, guest.base + DATA, 512), [round; 512]);
         }
         guest.send(FLUSH, 0, None);
-        assert_eq!(part.serve(), Served::Drained);
+        assert_eq!(part.serve(0), Served::Drained);
         assert_eq!(guest.answer(), Some(OK));
     }
     part.end();
