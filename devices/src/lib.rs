@@ -20,7 +20,7 @@ pub mod clock;
 pub mod i8042;
 pub mod irq;
 pub mod limiter;
-mod log_limit;
+pub mod log_limit;
 mod mailbox;
 pub mod mem;
 pub mod metrics;

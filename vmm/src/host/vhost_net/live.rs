@@ -98,6 +98,8 @@ impl Live {
     /// The kernel takes the rings where they are. After an error it has none of them.
     fn give_to_kernel(&mut self) -> Result<(), VhostError> {
         let Link { kernel, kicks, calls, errors, shared, .. } = &mut self.link;
+        // What is left there was said of an earlier driver's rings.
+        let _ = errors.read();
         kernel.prepare(self.features & KNOWN)?;
         for (queue, ring) in self.rings.iter().take(PAIR).enumerate() {
             let (Some(ring), Some(kick)) = (ring, kicks.get(queue)) else { continue };
@@ -152,7 +154,7 @@ impl Live {
                 self.mode = Mode::Userspace;
             }
             Err(StartFailed { device, reason }) => {
-                log::error!("{}: {reason}", self.link.name);
+                self.link.warn(format_args!("{reason}"));
                 self.user = Some(User::Idle(device));
                 self.give_up();
             }
@@ -177,12 +179,11 @@ impl Live {
         self.link.shared.limited.load(Ordering::Acquire)
     }
 
-    fn say_that_limits_are_kept_in_userspace(&self) {
-        log::warn!(
-            "{}: it has rate limits, which vhost-net does not know: it is served in userspace until they are gone and its \
-             driver starts it again",
-            self.link.name
-        );
+    fn say_that_limits_are_kept_in_userspace(&mut self) {
+        self.link.warn(format_args!(
+            "it has rate limits, which vhost-net does not know: it is served in userspace until they are gone and its driver \
+             starts it again"
+        ));
     }
 
     /// The kernel has used buffers of `queue`.
@@ -243,7 +244,7 @@ impl Running for Live {
             // An edge may be old; the counter is not.
             Some(Source::Errors) if self.link.errors.read().is_ok() && self.mode == Mode::Kernel => {
                 self.hold();
-                log::warn!("{}: the driver broke a queue: vhost-net can't use it", self.link.name);
+                self.link.warn(format_args!("the driver broke a queue: vhost-net can't use it"));
                 self.give_up();
                 return Served::Broken;
             }
@@ -276,7 +277,7 @@ impl Running for Live {
             }
             Mode::Held => {
                 if let Err(error) = self.give_to_kernel() {
-                    log::error!("{}: {error}; it is served in userspace", self.link.name);
+                    self.link.warn(format_args!("{error}; it is served in userspace"));
                     self.give_to_userspace();
                 }
             }

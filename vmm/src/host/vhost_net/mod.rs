@@ -31,6 +31,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use devices::limiter::{Limiter, LimiterSpec};
+use devices::log_limit::LogLimit;
 use devices::virtio::net::NetHandle;
 use devices::virtio::{ConfigSpace, DeviceKind, Granted, Idle, Running, StartFailed};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -111,6 +112,16 @@ struct Link {
     errors: EventFd,
     shared: Arc<Shared>,
     net: NetHandle,
+    log: LogLimit,
+}
+
+impl Link {
+    /// Logs within the bound of this device: a driver may start it as often as it likes.
+    fn warn(&mut self, what: std::fmt::Arguments<'_>) {
+        if let Some(muted) = self.log.admit() {
+            log::warn!("{}: {what} ({muted} lines left out before)", self.name);
+        }
+    }
 }
 
 /// An interface that no driver uses.
@@ -146,6 +157,7 @@ impl VhostNet {
             errors: eventfd()?,
             shared,
             net,
+            log: LogLimit::default(),
         };
         Ok(Self::of(user, link))
     }

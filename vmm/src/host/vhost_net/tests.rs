@@ -336,6 +336,21 @@ fn a_ring_that_the_kernel_can_not_use_asks_for_a_reset_and_an_old_edge_does_not(
     assert_eq!((rig.device.serve(TX_QUEUE), rig.net.metrics().broken.get()), (Served::Broken, 1));
     rig.device.go_on();
     assert_eq!(rig.kernel.serves(), [false; 2], "not before a reset");
+    // The other ring was broken as well, and nobody has looked since.
+    rig.errors.write(1).unwrap();
+    let granted = Granted {
+        ram: Ram::clone(&rig.ram),
+        features: KNOWN,
+        queues: vec![Some(rig.rx.queue()), Some(rig.tx.queue())],
+        interrupt: rig.irq.clone(),
+    };
+    let Ok(mut device) = rig.device.stop().start(granted) else { panic!() };
+    device.go_on();
+    assert_eq!(
+        (device.ready(ERRORS), rig.kernel.serves()),
+        (Served::Drained, [true; 2]),
+        "it is another driver's"
+    );
 }
 
 #[test]
