@@ -6,6 +6,7 @@ import fnmatch
 import json
 import os
 import re
+import socket
 import subprocess
 import threading
 import time
@@ -68,6 +69,11 @@ class Talk:
 
     def end(self):
         for listener in self.listeners:
+            try:
+                # Who waits in accept lets go: the next VMM listens at the same port of the host.
+                listener.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass
             listener.close()
 
 
@@ -192,7 +198,9 @@ class Paths(Bench):
                 if not cases:
                     continue
                 takers = [taker for taker in vmm.PATHS[kind] if taker.name in (self.options.vmms or [taker.name])]
-                takers += [vmm.KNOWN[name] for name in self.options.vmms or () if name in vmm.KNOWN and vmm.KNOWN[name] not in takers]
+                # Others take part where they are asked for by name, and have no path of their own.
+                everywhere = [vmm.KNOWN[name] for name in self.options.vmms if name in vmm.KNOWN]
+                takers += [taker for taker in everywhere if not any(taker in of for of in vmm.PATHS.values())]
                 # Another one goes first in each round.
                 takers = takers[round_ % len(takers):] + takers[:round_ % len(takers)] if takers else []
                 for vcpus in self.options.queues:
