@@ -15,7 +15,7 @@ use super::{BlockMetrics, Op, Shared, erase};
 use crate::clock::monotonic_ns;
 use crate::irq::Interrupt;
 use crate::mem::{Ram, VolatileSlice};
-use crate::virtio::queue::{Chain, Ring, RingError, copy_in, resolve};
+use crate::virtio::queue::{Chain, Linger, Ring, RingError, copy_in, resolve};
 use crate::virtio::{Part, Served};
 
 /// Requests served before the thread looks at its other sources.
@@ -40,6 +40,7 @@ pub(super) struct Lane {
     pub(super) session: Arc<Session>,
     pub(super) ring: Ring,
     pub(super) chain: Chain,
+    pub(super) linger: Linger,
     /// `None` until the queue is served for the first time.
     pub(super) backing: Option<Joined>,
     /// Whether writes were flushed one by one when it was last looked.
@@ -72,6 +73,7 @@ impl Lane {
             session,
             ring,
             chain,
+            linger: Linger::default(),
             backing: None,
             write_through,
             flights: None,
@@ -123,6 +125,7 @@ impl Lane {
         self.catch_up()?;
         self.look_at_cache_mode();
         self.ring.suppress_kicks(&ram)?;
+        self.linger.begin();
         let mut first = true;
         for turn in 0..REQUESTS_PER_BATCH {
             if self.flights.as_ref().is_some_and(Flights::is_full) {
@@ -135,6 +138,13 @@ impl Lane {
             if !self.ring.pop(&ram, &mut self.chain)? {
                 // What the host has in its cache is finished by this, and what the driver adds meanwhile needs no kick.
                 if self.begun_early()? {
+                    continue;
+                }
+                // While something is in flight the next answer tells of the others.
+                if self.flights.as_ref().is_none_or(Flights::is_empty)
+                    && self.linger.finds(|| self.ring.has_more(&ram))
+                {
+                    first = true;
                     continue;
                 }
                 if !self.polled && self.ring.rearm(&ram)? {

@@ -7,7 +7,7 @@ use super::HEADER_BYTES;
 use super::pair::{FRAMES_PER_BATCH, Port};
 use crate::mem::Ram;
 use crate::virtio::Served;
-use crate::virtio::queue::{Chain, Ring, RingError, resolve};
+use crate::virtio::queue::{Chain, Linger, Ring, RingError, resolve};
 
 /// Bytes of an Ethernet header: no frame is shorter.
 const ETHERNET_BYTES: usize = 14;
@@ -22,20 +22,25 @@ const SLICES_AT_FIRST: usize = 32;
 pub(super) struct Tx {
     pub(super) ring: Ring,
     chain: Chain,
+    linger: Linger,
 }
 
 impl Tx {
     pub(super) fn new(ring: Ring) -> Self {
         let chain = Chain::with_room_for(ring.size());
-        Self { ring, chain }
+        Self { ring, chain, linger: Linger::default() }
     }
 
     /// Sends until the guest has no more frames, a limit is reached, the host is busy or the batch full.
     pub(super) fn batch(&mut self, port: &mut Port, ram: &Ram) -> Result<Served, RingError> {
         let mut slices = Vec::with_capacity(SLICES_AT_FIRST);
         self.ring.suppress_kicks(ram)?;
+        self.linger.begin();
         for _ in 0..FRAMES_PER_BATCH {
             if !self.ring.pop(ram, &mut self.chain)? {
+                if self.linger.finds(|| self.ring.has_more(ram)) {
+                    continue;
+                }
                 if self.ring.rearm(ram)? {
                     self.ring.suppress_kicks(ram)?;
                     continue;

@@ -1,0 +1,200 @@
+//! A short look for more before a batch ends.
+//!
+//! A device that is quicker than its driver finds its queue empty after each request of a burst, asks for a kick and interrupts: two
+//! exits or three for each, where the burst could have had one kick and one interrupt. So it looks a little longer, by how long the
+//! driver takes from one request to the next, and at most for half the time from one batch to the next: quick machines look for
+//! microseconds, slow ones longer. A driver that waits for its one request is held up by that, so a device that looked for nothing looks
+//! ever more seldom.
+
+use crate::clock::monotonic_ns;
+
+/// The shortest and the longest look, in nanoseconds.
+const LOOK_NS: (u64, u64) = (2_000, 400_000);
+/// How long a batch may look, in gaps between requests and in nanoseconds at least and at most: by so much an interrupt is late.
+const BATCH_GAPS: u64 = 16;
+const BATCH_NS: (u64, u64) = (20_000, 1_000_000);
+/// Batches that begin further apart, in nanoseconds, say nothing about how quick the driver is.
+const PERIOD_NS: u64 = 1_000_000;
+/// Looks at the queue between two at the clock.
+const LOOKS: u32 = 8;
+/// Looks at the clock at most: if it stood still, this would not.
+const CLOCK_LOOKS: u32 = 4_000;
+/// Batches without a look, at most, after looks that found nothing.
+const PAUSE_MAX: u32 = 63;
+
+/// What a queue has learnt of its driver.
+#[derive(Debug)]
+pub struct Linger {
+    /// Nanoseconds from one request to the next within a burst: a moving average.
+    gap_ns: u64,
+    /// Nanoseconds from one batch to the next: likewise.
+    period_ns: u64,
+    /// When the batch began.
+    batch_ns: u64,
+    /// Batches yet to end without a look, and how many it will be after the next look for nothing.
+    pause: u32,
+    next_pause: u32,
+    /// When the batch's first look began, if there was one; whether one of this batch found anything.
+    began_ns: Option<u64>,
+    found: bool,
+}
+
+impl Default for Linger {
+    fn default() -> Self {
+        Self {
+            gap_ns: LOOK_NS.1 / 4,
+            period_ns: LOOK_NS.0 * 8,
+            batch_ns: 0,
+            pause: 0,
+            next_pause: 1,
+            began_ns: None,
+            found: false,
+        }
+    }
+}
+
+impl Linger {
+    /// A batch begins.
+    pub fn begin(&mut self) {
+        (self.began_ns, self.found) = (None, false);
+        let now = monotonic_ns();
+        let period = now.saturating_sub(std::mem::replace(&mut self.batch_ns, now)).min(PERIOD_NS);
+        self.period_ns = (self.period_ns * 7 + period) / 8;
+    }
+
+    /// The queue is empty: whether there is `more` if one waits a little.
+    pub fn finds(&mut self, mut more: impl FnMut() -> bool) -> bool {
+        if !self.found && self.pause > 0 {
+            self.pause -= 1;
+            return false;
+        }
+        let begin = monotonic_ns();
+        let batch = (self.gap_ns * BATCH_GAPS).clamp(BATCH_NS.0, BATCH_NS.1);
+        let look = (self.gap_ns * 4).min(self.period_ns / 2).clamp(LOOK_NS.0, LOOK_NS.1);
+        let end = (*self.began_ns.get_or_insert(begin) + batch).min(begin + look);
+        let mut now = begin;
+        for _ in 0..CLOCK_LOOKS {
+            if now >= end {
+                break;
+            }
+            for _ in 0..LOOKS {
+                if more() {
+                    now = monotonic_ns();
+                    self.gap_ns = (self.gap_ns * 7 + now.saturating_sub(begin)) / 8;
+                    self.found = true;
+                    self.next_pause = 1;
+                    return true;
+                }
+                std::hint::spin_loop();
+            }
+            now = monotonic_ns();
+        }
+        // A burst has an end: only who found nothing at all looked in vain.
+        if !self.found {
+            self.pause = self.next_pause;
+            self.next_pause = (self.next_pause * 2 + 1).min(PAUSE_MAX);
+        }
+        false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use std::time::Duration;
+
+    use super::*;
+    use crate::testing::clock::{FakeClock, advance};
+
+    /// One whose driver has taken a millisecond from batch to batch.
+    fn of_a_slow_machine() -> Linger {
+        Linger { period_ns: PERIOD_NS, ..Linger::default() }
+    }
+
+    /// Looks in a batch, each of `ns`, the last of which finds something if `finds`.
+    fn look(linger: &mut Linger, ns: u64, finds: Option<u64>) -> (bool, u64) {
+        let began = monotonic_ns();
+        let found = linger.finds(|| {
+            advance(Duration::from_nanos(ns));
+            finds.is_some_and(|after| monotonic_ns() - began >= after)
+        });
+        (found, monotonic_ns() - began)
+    }
+
+    #[test]
+    fn who_looks_for_nothing_looks_ever_more_seldom_and_again_when_it_pays() {
+        let _clock = FakeClock::at(0);
+        let mut linger = of_a_slow_machine();
+        let mut looked = Vec::new();
+        for batch in 0..200 {
+            advance(Duration::from_millis(1));
+            linger.begin();
+            let (found, took) = look(&mut linger, 100, None);
+            assert!(!found && took <= LOOK_NS.1 + 100 * u64::from(LOOKS), "{took}");
+            if took > 0 {
+                looked.push(batch);
+            }
+        }
+        assert_eq!(looked, [0, 2, 6, 14, 30, 62, 126, 190]);
+        linger.pause = 0;
+        linger.begin();
+        assert!(look(&mut linger, 100, Some(500)).0);
+        for _ in 0..2 {
+            linger.begin();
+            assert!(look(&mut linger, 100, Some(500)).0, "what pays is done each time");
+        }
+    }
+
+    #[test]
+    fn it_looks_for_four_times_as_long_as_the_driver_takes() {
+        let _clock = FakeClock::at(0);
+        let mut linger = of_a_slow_machine();
+        for _ in 0..100 {
+            advance(Duration::from_millis(1));
+            linger.begin();
+            assert!(look(&mut linger, 100, Some(2_000)).0);
+        }
+        let (found, took) = look(&mut linger, 100, None);
+        assert!(!found && (7_000..12_000).contains(&took), "{took}");
+        // The end of a burst is no reason to look less.
+        linger.begin();
+        assert!(look(&mut linger, 100, Some(2_000)).0);
+    }
+
+    #[test]
+    fn it_looks_for_half_the_time_from_batch_to_batch_at_most() {
+        let _clock = FakeClock::at(0);
+        let mut linger = Linger::default();
+        for _ in 0..100 {
+            advance(Duration::from_micros(20));
+            linger.begin();
+        }
+        let (found, took) = look(&mut linger, 100, None);
+        assert!(!found && (9_000..12_000).contains(&took), "{took}");
+    }
+
+    #[test]
+    fn a_batch_that_lasts_is_ended_however_much_there_is() {
+        let _clock = FakeClock::at(0);
+        let mut linger = of_a_slow_machine();
+        linger.begin();
+        let began = monotonic_ns();
+        while look(&mut linger, 1_000, Some(30_000)).0 {}
+        let took = monotonic_ns() - began;
+        assert!((16 * 25_000..BATCH_NS.1).contains(&took), "{took}");
+    }
+
+    #[test]
+    fn a_clock_that_stands_still_is_not_waited_for() {
+        let _clock = FakeClock::at(0);
+        let looks = Cell::new(0);
+        let mut linger = Linger::default();
+        linger.begin();
+        assert!(!linger.finds(|| {
+            looks.set(looks.get() + 1);
+            false
+        }));
+        assert_eq!(looks.get(), CLOCK_LOOKS * LOOKS);
+    }
+}
