@@ -1,14 +1,13 @@
 """path_report.py: prints the tables of a file of samples of scripts/bench --path, and draws them."""
 
 import argparse
-import json
 import re
 import statistics
 import sys
 
 import paths
 import picture
-from tables import number, show
+from tables import number, record_of, show
 
 WANTED = 1.25
 
@@ -66,13 +65,7 @@ def main():
     parser.add_argument("--load", help="file with the load of the machine outside: average, running/all, a line each")
     parser.add_argument("file")
     options = parser.parse_args()
-    with open(options.file) as file:
-        record = json.load(file)
-    if options.load:
-        with open(options.load) as load:
-            record["load"] = [float(line.split()[0]) for line in load if line.strip()]
-        with open(options.file, "w") as file:
-            json.dump(record, file, indent=1)
+    record = record_of(options)
     figures = medians(record)
     for kind in paths.KINDS:
         header, rows, reached = table(figures, kind)

@@ -161,10 +161,7 @@ class Paths(Bench):
             peer.run(self.guest_of(cases, vcpus))
             self.loads(peer, kind.name, round_, cases, vcpus)
         except (RuntimeError, OSError, StopIteration, TypeError, IndexError, ValueError) as error:
-            first, *rest = (str(error) or repr(error)).splitlines()
-            first += peer.last_words()
-            self.samples.append({"round": round_, "vmm": kind.name, "case": "failed", "error": "\n".join([first, *rest])})
-            print(f"  {kind.name} failed: {first}")
+            self.fail(round_, peer, error)
         finally:
             peer.end()
             server.kill()

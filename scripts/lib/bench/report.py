@@ -1,11 +1,10 @@
 """report.py: prints the table of a file of samples, called by scripts/bench."""
 
 import argparse
-import json
 import statistics
 import sys
 
-from tables import number, show
+from tables import number, record_of, show
 
 YUN = {"yun-mmio": "mmio", "yun-pci": "pci", "yun-jailed": "mmio"}
 # Without confinement: what the others lose by it may be 3%, or 300 KiB.
@@ -82,13 +81,7 @@ def main():
     parser.add_argument("--load", help="file with the load of the machine outside: average, running/all, a line each")
     parser.add_argument("file")
     options = parser.parse_args()
-    with open(options.file) as file:
-        record = json.load(file)
-    if options.load:
-        with open(options.load) as load:
-            record["load"] = [float(line.split()[0]) for line in load if line.strip()]
-        with open(options.file, "w") as file:
-            json.dump(record, file, indent=1)
+    record = record_of(options)
     header, rows = table(record, options.best)
     show(header, rows, options.markdown, words=(0, 1, len(header) - 1))
     spins = [sample["spin_ms"] for sample in record["samples"] if "spin_ms" in sample]

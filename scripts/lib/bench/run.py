@@ -125,6 +125,13 @@ class Bench:
     def add(self, round_, name, case, value, **beside):
         self.samples.append({"round": round_, "vmm": name, "case": case, "value": value, **beside})
 
+    def fail(self, round_, peer, error):
+        """Keeps why one of them failed."""
+        first, *rest = (str(error) or repr(error)).splitlines()
+        first += peer.last_words()
+        self.samples.append({"round": round_, "vmm": peer.name, "case": "failed", "error": "\n".join([first, *rest])})
+        print(f"  {peer.name} failed: {first}")
+
     def api(self, round_, kinds, what="api"):
         """Many process starts, in turn. The first of each only warms the caches."""
         for repetition in range(-1, 3 if self.options.quick else 8):
@@ -179,10 +186,7 @@ class Bench:
                 else:
                     found.append((case, figure(case, output), {**beside, "output": output if self.options.verbose else ""}))
         except (RuntimeError, OSError, StopIteration, TypeError) as error:
-            first, *rest = (str(error) or repr(error)).splitlines()
-            first += peer.last_words()
-            self.samples.append({"round": round_, "vmm": kind.name, "case": "failed", "error": "\n".join([first, *rest])})
-            print(f"  {kind.name} failed: {first}")
+            self.fail(round_, peer, error)
         finally:
             peer.end()
             server.kill()

@@ -1,12 +1,11 @@
 """report.py: prints the table of a file of samples, called by scripts/neighbours."""
 
 import argparse
-import json
 import statistics
 import sys
 
 from latencies import percentile, together
-from tables import number, show  # of scripts/bench
+from tables import number, record_of, show  # of scripts/bench
 
 ORDER = {
     "idle": "nothing (noise)", "process": "no microVM: busy processes", "cpu": "CPU", "memory": "memory", "oom": "memory over its limit", "disk": "disk", "net": "network",
@@ -52,13 +51,7 @@ def main():
     parser.add_argument("--load", help="file with the load of the machine outside: average, running/all, a line each")
     parser.add_argument("file")
     options = parser.parse_args()
-    with open(options.file) as file:
-        record = json.load(file)
-    if options.load:
-        with open(options.load) as load:
-            record["load"] = [float(line.split()[0]) for line in load if line.strip()]
-        with open(options.file, "w") as file:
-            json.dump(record, file, indent=1)
+    record = record_of(options)
     header, rows, missed = table(record)
     show(header, rows, options.markdown)
     print(f"\n{record['rounds']} rounds in {record['seconds']} s, {record['cpus']} CPUs, kernel {record['kernel']}, victim {record['limits']['victim_cpus']} CPUs, attacker {record['limits']['attacker_cpus']}", end="")

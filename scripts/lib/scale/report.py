@@ -5,7 +5,7 @@ import json
 import statistics
 import sys
 
-from tables import number, show
+from tables import number, record_of, show
 
 # The agent remembers so many events and operations; until then its memory grows, as it should.
 ROUNDS_MIN = 1000
@@ -62,11 +62,7 @@ def main():
     parser.add_argument("--load", help="file with the load of the machine: average, running/all, a line each")
     parser.add_argument("file")
     options = parser.parse_args()
-    with open(options.file) as file:
-        record = json.load(file)
-    if options.load:
-        with open(options.load) as load:
-            record["load"] = [float(line.split()[0]) for line in load if line.strip()]
+    record = record_of(options)
     header, rows, missed = table(record)
     record["missed"] = missed
     if options.load:
