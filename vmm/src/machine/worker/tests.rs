@@ -239,28 +239,26 @@ fn a_device_that_divides_gets_a_thread_for_each_queue_that_is_used_and_keeps_it(
 #[test]
 fn a_part_of_several_queues_has_one_thread_and_what_is_no_part_stays() {
     let worker =
-        Worker::start("pair", 3, Kind::Device, Seccomp::Off, Arc::new(|_| ()), &Habits::default()).unwrap();
+        Worker::start("duo", 3, Kind::Device, Seccomp::Off, Arc::new(|_| ()), &Habits::default()).unwrap();
     let mut owner = worker.handle().clone();
     // Parts of two of three queues: 0 and 1; queue 2 is left over. The driver leaves out queue 0 at first.
     let (device, batches) = Divisible::in_parts_of(2, 3);
     owner.run(device, &[1, 2]);
-    wait_until(&batches, |all| all.contains(&noted(1, "pair")) && all.contains(&noted(2, "pair")));
+    wait_until(&batches, |all| all.contains(&noted(1, "duo")) && all.contains(&noted(2, "duo")));
     let Ok(device) = owner.halt().unwrap().start(nothing_granted()) else { panic!() };
-    assert_eq!(threads("pair"), 1, "a single part is the device's thread's own");
+    assert_eq!(threads("duo"), 1, "a single part is the device's thread's own");
     batches.lock().unwrap().clear();
     // It keeps what comes first.
     owner.run(device, &[2, 0, 1]);
     wait_until(&batches, |all| {
-        all.contains(&noted(2, "pair"))
-            && all.contains(&noted(0, "pair.0"))
-            && all.contains(&noted(1, "pair.0"))
+        all.contains(&noted(2, "duo")) && all.contains(&noted(0, "duo.0")) && all.contains(&noted(1, "duo.0"))
     });
     for queue in [0, 1] {
         batches.lock().unwrap().clear();
         owner.kick(queue);
-        wait_until(&batches, |all| all.contains(&noted(queue, "pair.0")));
+        wait_until(&batches, |all| all.contains(&noted(queue, "duo.0")));
     }
-    assert_eq!(threads("pair"), 2);
+    assert_eq!(threads("duo"), 2);
     assert!(owner.halt().is_some());
 }
 
