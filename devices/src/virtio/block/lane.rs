@@ -22,6 +22,8 @@ use crate::virtio::{Part, Served};
 const REQUESTS_PER_BATCH: u32 = 64;
 /// Bytes moved before the driver is told within a batch: small requests share an interrupt, large ones don't wait for others.
 const BYTES_PER_INTERRUPT: u64 = 256 * 1024;
+/// Nanoseconds for which a lane looks for more at most; see [`Linger`].
+const LOOK_NS: u64 = 400_000;
 /// Slices a batch starts with room for; chains of more are rare.
 const SLICES_AT_FIRST: usize = 64;
 
@@ -73,7 +75,7 @@ impl Lane {
             session,
             ring,
             chain,
-            linger: Linger::default(),
+            linger: Linger::new(LOOK_NS),
             backing: None,
             write_through,
             flights: None,

@@ -15,6 +15,8 @@ const ETHERNET_BYTES: usize = 14;
 const FRAME_BYTES_MAX: usize = HEADER_BYTES + ETHERNET_BYTES + 8 + 65_535;
 /// When to try again after the host was busy: about a full queue's time on a fast wire.
 const RETRY: Duration = Duration::from_millis(1);
+/// Nanoseconds for which the queue is looked at for more at most; see [`Linger`]. A sender may wait for its frames to be given back.
+const LOOK_NS: u64 = 100_000;
 /// Slices a batch starts with room for: Linux scatters a frame over at most 18.
 const SLICES_AT_FIRST: usize = 32;
 
@@ -28,7 +30,7 @@ pub(super) struct Tx {
 impl Tx {
     pub(super) fn new(ring: Ring) -> Self {
         let chain = Chain::with_room_for(ring.size());
-        Self { ring, chain, linger: Linger::default() }
+        Self { ring, chain, linger: Linger::new(LOOK_NS) }
     }
 
     /// Sends until the guest has no more frames, a limit is reached, the host is busy or the batch full.

@@ -8,8 +8,8 @@
 
 use crate::clock::monotonic_ns;
 
-/// The shortest and the longest look, in nanoseconds.
-const LOOK_NS: (u64, u64) = (2_000, 400_000);
+/// The shortest look, in nanoseconds.
+const LOOK_NS: u64 = 2_000;
 /// How long a batch may look, in gaps between requests and in nanoseconds at least and at most: by so much an interrupt is late.
 const BATCH_GAPS: u64 = 16;
 const BATCH_NS: (u64, u64) = (20_000, 1_000_000);
@@ -25,6 +25,8 @@ const PAUSE_MAX: u32 = 63;
 /// What a queue has learnt of its driver.
 #[derive(Debug)]
 pub struct Linger {
+    /// Nanoseconds of the longest look.
+    longest_ns: u64,
     /// Nanoseconds from one request to the next within a burst: a moving average.
     gap_ns: u64,
     /// Nanoseconds from one batch to the next: likewise.
@@ -39,11 +41,14 @@ pub struct Linger {
     found: bool,
 }
 
-impl Default for Linger {
-    fn default() -> Self {
+impl Linger {
+    /// Of a queue whose device may look for `longest_ns` nanoseconds at a time.
+    #[must_use]
+    pub fn new(longest_ns: u64) -> Self {
         Self {
-            gap_ns: LOOK_NS.1 / 4,
-            period_ns: LOOK_NS.0 * 8,
+            longest_ns,
+            gap_ns: longest_ns / 4,
+            period_ns: LOOK_NS * 8,
             batch_ns: 0,
             pause: 0,
             next_pause: 1,
@@ -51,9 +56,7 @@ impl Default for Linger {
             found: false,
         }
     }
-}
 
-impl Linger {
     /// A batch begins.
     pub fn begin(&mut self) {
         (self.began_ns, self.found) = (None, false);
@@ -70,7 +73,7 @@ impl Linger {
         }
         let begin = monotonic_ns();
         let batch = (self.gap_ns * BATCH_GAPS).clamp(BATCH_NS.0, BATCH_NS.1);
-        let look = (self.gap_ns * 4).min(self.period_ns / 2).clamp(LOOK_NS.0, LOOK_NS.1);
+        let look = (self.gap_ns * 4).min(self.period_ns / 2).clamp(LOOK_NS, self.longest_ns);
         let end = (*self.began_ns.get_or_insert(begin) + batch).min(begin + look);
         let mut now = begin;
         for _ in 0..CLOCK_LOOKS {
@@ -107,9 +110,11 @@ mod tests {
     use super::*;
     use crate::testing::clock::{FakeClock, advance};
 
+    const LONGEST_NS: u64 = 400_000;
+
     /// One whose driver has taken a millisecond from batch to batch.
     fn of_a_slow_machine() -> Linger {
-        Linger { period_ns: PERIOD_NS, ..Linger::default() }
+        Linger { period_ns: PERIOD_NS, ..Linger::new(LONGEST_NS) }
     }
 
     /// Looks in a batch, each of `ns`, the last of which finds something if `finds`.
@@ -131,7 +136,7 @@ mod tests {
             advance(Duration::from_millis(1));
             linger.begin();
             let (found, took) = look(&mut linger, 100, None);
-            assert!(!found && took <= LOOK_NS.1 + 100 * u64::from(LOOKS), "{took}");
+            assert!(!found && took <= LONGEST_NS + 100 * u64::from(LOOKS), "{took}");
             if took > 0 {
                 looked.push(batch);
             }
@@ -165,7 +170,7 @@ mod tests {
     #[test]
     fn it_looks_for_half_the_time_from_batch_to_batch_at_most() {
         let _clock = FakeClock::at(0);
-        let mut linger = Linger::default();
+        let mut linger = Linger::new(LONGEST_NS);
         for _ in 0..100 {
             advance(Duration::from_micros(20));
             linger.begin();
@@ -189,7 +194,7 @@ mod tests {
     fn a_clock_that_stands_still_is_not_waited_for() {
         let _clock = FakeClock::at(0);
         let looks = Cell::new(0);
-        let mut linger = Linger::default();
+        let mut linger = Linger::new(LONGEST_NS);
         linger.begin();
         assert!(!linger.finds(|| {
             looks.set(looks.get() + 1);
