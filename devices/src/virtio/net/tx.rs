@@ -7,7 +7,7 @@ use super::HEADER_BYTES;
 use super::pair::{FRAMES_PER_BATCH, Port};
 use crate::mem::Ram;
 use crate::virtio::Served;
-use crate::virtio::queue::{Chain, Linger, Ring, RingError, resolve};
+use crate::virtio::queue::{Chain, Ring, RingError, resolve};
 
 /// Bytes of an Ethernet header: no frame is shorter.
 const ETHERNET_BYTES: usize = 14;
@@ -15,8 +15,6 @@ const ETHERNET_BYTES: usize = 14;
 const FRAME_BYTES_MAX: usize = HEADER_BYTES + ETHERNET_BYTES + 8 + 65_535;
 /// When to try again after the host was busy: about a full queue's time on a fast wire.
 const RETRY: Duration = Duration::from_millis(1);
-/// Nanoseconds for which the queue is looked at for more at most; see [`Linger`]. A sender may wait for its frames to be given back.
-const LOOK_NS: u64 = 100_000;
 /// Slices a batch starts with room for: Linux scatters a frame over at most 18.
 const SLICES_AT_FIRST: usize = 32;
 
@@ -24,25 +22,20 @@ const SLICES_AT_FIRST: usize = 32;
 pub(super) struct Tx {
     pub(super) ring: Ring,
     chain: Chain,
-    linger: Linger,
 }
 
 impl Tx {
     pub(super) fn new(ring: Ring) -> Self {
         let chain = Chain::with_room_for(ring.size());
-        Self { ring, chain, linger: Linger::new(LOOK_NS) }
+        Self { ring, chain }
     }
 
     /// Sends until the guest has no more frames, a limit is reached, the host is busy or the batch full.
     pub(super) fn batch(&mut self, port: &mut Port, ram: &Ram) -> Result<Served, RingError> {
         let mut slices = Vec::with_capacity(SLICES_AT_FIRST);
         self.ring.suppress_kicks(ram)?;
-        self.linger.begin();
         for _ in 0..FRAMES_PER_BATCH {
             if !self.ring.pop(ram, &mut self.chain)? {
-                if self.linger.finds(|| self.ring.has_more(ram)) {
-                    continue;
-                }
                 if self.ring.rearm(ram)? {
                     self.ring.suppress_kicks(ram)?;
                     continue;
