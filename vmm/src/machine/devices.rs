@@ -75,6 +75,13 @@ impl<H> Made<H> {
     }
 }
 
+/// Whose thread, of which kind, and for how long it looks for work before it sleeps.
+struct Thread<'a> {
+    kind: Kind,
+    id: &'a str,
+    poll: Duration,
+}
+
 /// Makes the devices of one machine.
 pub(super) struct Maker {
     pub(super) seccomp: Seccomp,
@@ -85,38 +92,32 @@ pub(super) struct Maker {
 }
 
 impl Maker {
-    /// Gives `idle` a thread of this kind. `failures` counts what the host failed; `handle` is what it reads.
+    /// Gives `idle` a thread. `failures` counts what the host failed; `handle` is what it reads.
     fn make<H: Clone + Send + Sync + 'static>(
         &self,
-        kind: Kind,
-        id: &str,
+        thread: &Thread,
         idle: Box<dyn Idle>,
         handle: H,
-        poll: Duration,
         failures: fn(&H) -> u64,
     ) -> Result<Made<H>, BuildError> {
-        let kicks = worker::kicks(idle.queue_sizes_max().len()).map_err(threads(id))?;
-        self.make_kicked(kind, id, idle, &kicks, handle, poll, failures)
+        let kicks = worker::kicks(idle.queue_sizes_max().len()).map_err(threads(thread.id))?;
+        self.make_kicked(thread, idle, &kicks, handle, failures)
     }
 
     /// The same for a device that knows what kicks it.
-    #[allow(clippy::too_many_arguments, reason = "one caller more than the above, and the same")]
     fn make_kicked<H: Clone + Send + Sync + 'static>(
         &self,
-        kind: Kind,
-        id: &str,
+        thread: &Thread,
         idle: Box<dyn Idle>,
         kicks: &Arc<[EventFd]>,
         handle: H,
-        poll: Duration,
         failures: fn(&H) -> u64,
     ) -> Result<Made<H>, BuildError> {
+        let &Thread { kind, id, poll } = thread;
         let habits = Habits { poll, cpus: Arc::clone(&self.io_cpus) };
         let observer = report_errors(id.to_owned(), handle.clone(), failures, Arc::clone(&self.on_error));
-        let name = format!("yun_{id}");
-        let worker =
-            Worker::with_kicks(&name, kicks, kind, self.seccomp, observer, &habits).map_err(threads(id))?;
-        Ok(Made { id: id.to_owned(), idle, handle, worker })
+        let worker = Worker::start(&format!("yun_{id}"), kicks, kind, self.seccomp, observer, &habits);
+        Ok(Made { id: id.to_owned(), idle, handle, worker: worker.map_err(threads(id))? })
     }
 
     /// A disk, one of `count`.
@@ -124,7 +125,8 @@ impl Maker {
         let queues = plan.queues.unwrap_or_else(|| queues_by_default(self.vcpus, count));
         let block = Block::new(Box::new(plan.disk), &BlockOptions { queues, ..plan.options });
         let handle = block.handle();
-        self.make(Kind::Device, &plan.id, Box::new(block), handle, plan.poll, BlockHandle::failures)
+        let thread = Thread { kind: Kind::Device, id: &plan.id, poll: plan.poll };
+        self.make(&thread, Box::new(block), handle, BlockHandle::failures)
     }
 
     /// A network interface of a guest with this RAM.
@@ -158,18 +160,16 @@ impl Maker {
             handle.vhost = Some(device.handle());
             idle = Box::new(device);
         }
-        self.make_kicked(Kind::Device, &plan.id, idle, &kicks, handle, plan.poll, |handle| {
-            handle.net.failures()
-        })
+        let thread = Thread { kind: Kind::Device, id: &plan.id, poll: plan.poll };
+        self.make_kicked(&thread, idle, &kicks, handle, |handle| handle.net.failures())
     }
 
     /// The entropy device.
     pub(super) fn entropy(&self, limits: &LimiterSpec) -> Result<Made<RngHandle>, BuildError> {
         let rng = Rng::new(limits);
         let handle = rng.handle();
-        self.make(Kind::Device, "rng", Box::new(rng), handle, Duration::ZERO, |handle| {
-            handle.metrics().host_failures.get()
-        })
+        let thread = Thread { kind: Kind::Device, id: "rng", poll: Duration::ZERO };
+        self.make(&thread, Box::new(rng), handle, |handle| handle.metrics().host_failures.get())
     }
 
     /// The socket device.
@@ -178,7 +178,8 @@ impl Maker {
         let options = VsockOptions { guest_cid, answer_timeout: ANSWER_TIMEOUT, limits };
         let vsock = Vsock::new(Box::new(plan.host), &options);
         let handle = vsock.handle();
-        self.make(Kind::Vsock, "vsock", Box::new(vsock), handle, Duration::ZERO, |handle| {
+        let thread = Thread { kind: Kind::Vsock, id: "vsock", poll: Duration::ZERO };
+        self.make(&thread, Box::new(vsock), handle, |handle| {
             let m = handle.metrics();
             m.rx_read_failures.get() + m.tx_write_failures.get()
         })

@@ -3,7 +3,6 @@
 use std::net::{Ipv4Addr, UdpSocket};
 use std::num::NonZeroU16;
 use std::process::Command;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use devices::mem::Ram;
@@ -18,8 +17,6 @@ use nix::sys::socket::{setsockopt, sockopt::UdpGsoSegment};
 
 use super::worker::{Habits, Worker};
 use crate::host::tap::Tap;
-use crate::sandbox::seccomp::Seccomp;
-use crate::sandbox::seccomp::rules::Kind;
 
 const PAIRS: u16 = 2;
 const CONTROL: u16 = 2 * PAIRS;
@@ -149,15 +146,7 @@ fn the_kernel_brings_frames_to_the_pairs_in_use_and_to_no_others() {
     };
     let net = Net::with_pairs(wires(&tap), &NetOptions::default());
     let handle = net.handle();
-    let worker = Worker::start(
-        "pairs",
-        usize::from(CONTROL) + 1,
-        Kind::Device,
-        Seccomp::Off,
-        Arc::new(|_| ()),
-        &Habits::default(),
-    )
-    .unwrap();
+    let worker = Worker::plain("pairs", usize::from(CONTROL) + 1, &Habits::default());
     let mut guest = Guest::start(Box::new(net), &worker);
     let to_the_first = |handle: &NetHandle| {
         let [first, second] = received(handle);
@@ -193,15 +182,7 @@ fn the_kernel_brings_frames_to_the_pairs_in_use_and_to_no_others() {
     drop(worker);
     let net = Net::with_pairs(wires(&tap), &NetOptions::default());
     let handle = net.handle();
-    let worker = Worker::start(
-        "pairs",
-        usize::from(CONTROL) + 1,
-        Kind::Device,
-        Seccomp::Off,
-        Arc::new(|_| ()),
-        &Habits::default(),
-    )
-    .unwrap();
+    let worker = Worker::plain("pairs", usize::from(CONTROL) + 1, &Habits::default());
     let mut guest = Guest::start(Box::new(net), &worker);
     to_the_first(&handle);
     guest.use_pairs(2);
@@ -266,15 +247,7 @@ fn udp_passes_in_segments_both_ways_where_the_kernel_has_that() {
     if !offered {
         return eprintln!("skipped: Linux {release} has no UDP segments for TAP devices");
     }
-    let worker = Worker::start(
-        "uso",
-        usize::from(CONTROL) + 1,
-        Kind::Device,
-        Seccomp::Off,
-        Arc::new(|_| ()),
-        &Habits::default(),
-    )
-    .unwrap();
+    let worker = Worker::plain("uso", usize::from(CONTROL) + 1, &Habits::default());
     let mut guest = Guest::start(Box::new(net), &worker);
 
     // One frame of three segments, in as many buffers as it takes.

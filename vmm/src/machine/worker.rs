@@ -144,8 +144,8 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// Starts the thread `name` for a device with `queues` queues, confined to what `kind` may do if `seccomp` says so;
-    /// `observer` looks on. It works as `habits` say.
+    /// Starts the thread `name` for a device with these [`kicks`], which somebody else may hear as well, confined to what `kind` may
+    /// do if `seccomp` says so; `observer` looks on. It works as `habits` say.
     ///
     /// # Errors
     /// If descriptors or a thread can't be had.
@@ -154,34 +154,15 @@ impl Worker {
     /// For more than 64 queues.
     pub fn start(
         name: &str,
-        queues: usize,
-        kind: Kind,
-        seccomp: Seccomp,
-        observer: Observer,
-        habits: &Habits,
-    ) -> std::io::Result<Self> {
-        Self::with_kicks(name, &kicks(queues)?, kind, seccomp, observer, habits)
-    }
-
-    /// The same, for a device with these [`kicks`], which somebody else may hear as well.
-    ///
-    /// # Errors
-    /// As [`Worker::start`].
-    ///
-    /// # Panics
-    /// For more than 64 of them.
-    pub fn with_kicks(
-        name: &str,
         kicks: &Arc<[EventFd]>,
         kind: Kind,
         seccomp: Seccomp,
         observer: Observer,
         habits: &Habits,
     ) -> std::io::Result<Self> {
-        let queues = kicks.len();
-        assert!(queues <= QUEUES_MAX, "each queue is a bit");
+        assert!(kicks.len() <= QUEUES_MAX, "each queue is a bit");
         let cpus = Arc::clone(&habits.cpus);
-        Self::spawn(name, kicks, 0..queues, observer, habits.poll, move || {
+        Self::spawn(name, kicks, 0..kicks.len(), observer, habits.poll, move || {
             // Threads for single queues inherit it.
             crate::host::cpus::stay_on(&cpus);
             seccomp.confine_or_abort(kind);
@@ -244,6 +225,15 @@ impl Worker {
     }
 }
 
+#[cfg(test)]
+impl Worker {
+    /// One that is not confined, and that nobody looks at.
+    pub fn plain(name: &str, queues: usize, habits: &Habits) -> Self {
+        let kicks = kicks(queues).expect("descriptors");
+        Self::start(name, &kicks, Kind::Device, Seccomp::Off, Arc::new(|_| ()), habits).expect("a thread")
+    }
+}
+
 impl Drop for Worker {
     fn drop(&mut self) {
         let _ = self.quit.write(1);
@@ -266,6 +256,17 @@ fn watch_source(epoll: &Epoll, source: usize, fd: RawFd) {
     }
 }
 
+/// Watches what `work` has begun to wait for; `watched` is what is to be forgotten when it ends: some of it outlives it.
+fn watch_new(epoll: &Epoll, work: &mut Work, watched: &mut Vec<RawFd>) {
+    while let Some((source, fd)) = work.new_source() {
+        watch_source(epoll, source, fd);
+        // A number may come again: that of one that was closed.
+        if !watched.contains(&fd) {
+            watched.push(fd);
+        }
+    }
+}
+
 /// What the thread owns.
 struct Body {
     name: String,
@@ -274,7 +275,7 @@ struct Body {
     observer: Observer,
     kicks: Arc<[EventFd]>,
     work: Option<Work>,
-    /// What the work waited for from the start: watched, and there when it is gone.
+    /// What the work waits for, or did: watched, and perhaps there when it is gone.
     sources: Vec<RawFd>,
     due: Due,
     /// Whose kicks are this thread's.
@@ -318,9 +319,7 @@ impl Body {
     fn go_on(&mut self) {
         let Some(work) = &mut self.work else { return };
         work.go_on();
-        while let Some((source, fd)) = work.new_source() {
-            watch_source(&self.epoll, source, fd);
-        }
+        watch_new(&self.epoll, work, &mut self.sources);
     }
 
     /// Watches the kicks that are this thread's to hear, and no others. A queue that becomes its own is served once unasked.
@@ -380,9 +379,7 @@ impl Body {
         self.due.ripen();
         for job in std::mem::take(&mut self.due.now) {
             let served = work.do_job(job);
-            if let Some((source, fd)) = work.new_source() {
-                watch_source(&self.epoll, source, fd);
-            }
+            watch_new(&self.epoll, work, &mut self.sources);
             (self.observer)(served);
             match served {
                 Served::Drained => {}

@@ -55,8 +55,7 @@ fn wait_for(served: &AtomicUsize, n: usize) {
 
 #[test]
 fn a_queue_is_served_at_the_start_at_each_kick_and_again_while_there_is_more() {
-    let worker =
-        Worker::start("test", 1, Kind::Device, Seccomp::Off, Arc::new(|_| ()), &Habits::default()).unwrap();
+    let worker = Worker::plain("test", 1, &Habits::default());
     let mut owner = worker.handle().clone();
     let (device, served) = counter(&[Served::After(Duration::from_millis(2)), Served::More]);
     owner.run(device, &[0]);
@@ -69,8 +68,7 @@ fn a_queue_is_served_at_the_start_at_each_kick_and_again_while_there_is_more() {
 
 #[test]
 fn a_paused_device_serves_nothing_and_forgets_no_kick() {
-    let worker =
-        Worker::start("test", 1, Kind::Device, Seccomp::Off, Arc::new(|_| ()), &Habits::default()).unwrap();
+    let worker = Worker::plain("test", 1, &Habits::default());
     let mut owner = worker.handle().clone();
     let (device, served) = counter(&[]);
     owner.run(device, &[0]);
@@ -85,8 +83,7 @@ fn a_paused_device_serves_nothing_and_forgets_no_kick() {
 
 #[test]
 fn dropping_the_worker_ends_its_thread_and_a_late_order_is_answered() {
-    let worker =
-        Worker::start("test", 1, Kind::Device, Seccomp::Off, Arc::new(|_| ()), &Habits::default()).unwrap();
+    let worker = Worker::plain("test", 1, &Habits::default());
     let mut owner = worker.handle().clone();
     drop(worker);
     assert!(owner.halt().is_none());
@@ -203,8 +200,7 @@ fn threads(name: &str) -> usize {
 
 #[test]
 fn a_device_that_divides_gets_a_thread_for_each_queue_that_is_used_and_keeps_it() {
-    let worker =
-        Worker::start("many", 3, Kind::Device, Seccomp::Off, Arc::new(|_| ()), &Habits::default()).unwrap();
+    let worker = Worker::plain("many", 3, &Habits::default());
     let mut owner = worker.handle().clone();
     let (device, batches) = Divisible::new(3);
     let mut device: Box<dyn Running> = device;
@@ -238,8 +234,7 @@ fn a_device_that_divides_gets_a_thread_for_each_queue_that_is_used_and_keeps_it(
 
 #[test]
 fn a_part_of_several_queues_has_one_thread_and_what_is_no_part_stays() {
-    let worker =
-        Worker::start("duo", 3, Kind::Device, Seccomp::Off, Arc::new(|_| ()), &Habits::default()).unwrap();
+    let worker = Worker::plain("duo", 3, &Habits::default());
     let mut owner = worker.handle().clone();
     // Parts of two of three queues: 0 and 1; queue 2 is left over. The driver leaves out queue 0 at first.
     let (device, batches) = Divisible::in_parts_of(2, 3);
@@ -264,8 +259,7 @@ fn a_part_of_several_queues_has_one_thread_and_what_is_no_part_stays() {
 
 #[test]
 fn a_pause_holds_all_threads_of_a_device() {
-    let worker =
-        Worker::start("held", 3, Kind::Device, Seccomp::Off, Arc::new(|_| ()), &Habits::default()).unwrap();
+    let worker = Worker::plain("held", 3, &Habits::default());
     let mut owner = worker.handle().clone();
     let (device, batches) = Divisible::new(3);
     owner.run(device, &[0, 1, 2]);
@@ -336,8 +330,7 @@ struct Watch {
 impl Watch {
     fn new(poll: Duration) -> Self {
         let habits = Habits { poll, ..Habits::default() };
-        let worker =
-            Worker::start("watch", 1, Kind::Device, Seccomp::Off, Arc::new(|_| ()), &habits).unwrap();
+        let worker = Worker::plain("watch", 1, &habits);
         let (notes, available) = (Arc::default(), Arc::new(AtomicUsize::new(0)));
         let config = ConfigSpace::new(vec![]);
         let device = Watched { notes: Arc::clone(&notes), available: Arc::clone(&available), config };
@@ -477,7 +470,7 @@ impl Running for Lent {
 fn kicks_that_somebody_else_hears_wake_nobody_here_until_they_are_given_back() {
     let kicks = kicks(1).unwrap();
     let worker =
-        Worker::with_kicks("lent", &kicks, Kind::Device, Seccomp::Off, Arc::new(|_| ()), &Habits::default())
+        Worker::start("lent", &kicks, Kind::Device, Seccomp::Off, Arc::new(|_| ()), &Habits::default())
             .unwrap();
     let mut owner = worker.handle().clone();
     let [batches, probes, begun] = [(); 3].map(|()| Arc::new(AtomicUsize::new(0)));
@@ -506,4 +499,66 @@ fn kicks_that_somebody_else_hears_wake_nobody_here_until_they_are_given_back() {
     wait_for(&batches, 3);
     assert!(owner.halt().is_some());
     assert_eq!(begun.load(Ordering::SeqCst), 2, "at the start and after the pause");
+}
+
+/// Waits for something that was there before it and will be after it, from its first batch on.
+struct Late {
+    lasting: EventFd,
+    asked: bool,
+    ready: Arc<AtomicUsize>,
+    config: Arc<ConfigSpace>,
+}
+
+impl Idle for Late {
+    fn kind(&self) -> DeviceKind {
+        DeviceKind::Net
+    }
+    fn offered(&self) -> u64 {
+        0
+    }
+    fn queue_sizes_max(&self) -> &[u16] {
+        &[16]
+    }
+    fn config(&self) -> &Arc<ConfigSpace> {
+        &self.config
+    }
+    fn start(self: Box<Self>, _: Granted) -> Result<Box<dyn Running>, StartFailed> {
+        Ok(self)
+    }
+}
+
+impl Running for Late {
+    fn serve(&mut self, _queue: u16) -> Served {
+        Served::Drained
+    }
+    fn new_source(&mut self) -> Option<(usize, RawFd)> {
+        (!std::mem::replace(&mut self.asked, true)).then(|| (0, self.lasting.as_raw_fd()))
+    }
+    fn ready(&mut self, _source: usize) -> Served {
+        self.ready.fetch_add(1, Ordering::SeqCst);
+        Served::Drained
+    }
+    fn stop(mut self: Box<Self>) -> Box<dyn Idle> {
+        self.asked = false;
+        self
+    }
+}
+
+#[test]
+fn what_a_device_began_to_wait_for_is_watched_anew_for_its_next_driver() {
+    let worker = Worker::plain("late", 1, &Habits::default());
+    let mut owner = worker.handle().clone();
+    let lasting = EventFd::new(EFD_NONBLOCK).unwrap();
+    lasting.write(1).unwrap();
+    let ready = Arc::new(AtomicUsize::new(0));
+    let config = ConfigSpace::new(vec![]);
+    let mut device: Box<dyn Running> =
+        Box::new(Late { lasting, asked: false, ready: Arc::clone(&ready), config });
+    for times in 1..=3 {
+        owner.run(device, &[0]);
+        // It is readable all the time: to be watched is to hear of it.
+        wait_for(&ready, times);
+        let Ok(again) = owner.halt().unwrap().start(nothing_granted()) else { panic!() };
+        device = again;
+    }
 }
