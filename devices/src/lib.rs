@@ -21,7 +21,6 @@ pub mod i8042;
 pub mod irq;
 pub mod limiter;
 pub mod log_limit;
-mod mailbox;
 pub mod mem;
 pub mod metrics;
 pub mod pci;

@@ -129,9 +129,7 @@ impl Member {
             self.group.state().buckets.charge(bytes, 0);
         }
     }
-}
 
-impl Member {
     /// What it has taken and not done goes back.
     pub(super) fn release(&mut self) {
         let Some(reserved) = self.reserved.take() else { return };

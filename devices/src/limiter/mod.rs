@@ -18,6 +18,8 @@ pub use bucket::{BucketSpec, TokenBucket};
 pub use group::Group;
 use group::Member;
 
+use crate::clock::monotonic_ns;
+
 /// What limits are asked to be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct LimiterSpec {
@@ -136,6 +138,14 @@ impl Limiter {
             Some(wait) => Err(wait),
             None => Ok(()),
         }
+    }
+
+    /// The same, by the clock, which is read only if something is limited.
+    ///
+    /// # Errors
+    /// As [`Limiter::check`].
+    pub fn check_now(&mut self, bytes: u64) -> Result<(), Duration> {
+        if self.is_off() { Ok(()) } else { self.check(monotonic_ns(), bytes) }
     }
 
     /// One operation of `bytes` was done, be it what was reserved, or more, or less, or was not asked for.

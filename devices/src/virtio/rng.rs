@@ -8,9 +8,8 @@ use super::queue::{Chain, F_COMMON, Ring, RingError, advance, copy_in, resolve};
 use super::{ConfigSpace, DeviceKind, Granted, Idle, Running, Served, StartFailed};
 use crate::clock::monotonic_ns;
 use crate::irq::Interrupt;
-use crate::limiter::{Limiter, LimiterSpec};
+use crate::limiter::{Group, Limiter, LimiterSpec};
 use crate::log_limit::LogLimit;
-use crate::mailbox::Mailbox;
 use crate::mem::{Ram, VolatileSlice};
 use crate::metrics::Counter;
 
@@ -40,9 +39,8 @@ pub struct RngMetrics {
     pub broken: Counter,
 }
 
-#[derive(Default)]
 struct Shared {
-    limits: Mailbox<Option<LimiterSpec>>,
+    limits: Group,
     metrics: RngMetrics,
 }
 
@@ -51,9 +49,10 @@ struct Shared {
 pub struct RngHandle(Arc<Shared>);
 
 impl RngHandle {
-    /// Puts these rate limits, with full buckets, in place of the present ones, when the queue is next served.
+    /// Puts these rate limits, with full buckets, in place of the present ones. A queue that waits for old ones does not know:
+    /// kick it.
     pub fn set_limits(&self, limits: LimiterSpec) {
-        self.0.limits.post(|pending| *pending = Some(limits));
+        self.0.limits.set(&limits, monotonic_ns());
     }
 
     /// What the device did so far.
@@ -75,10 +74,11 @@ impl Rng {
     /// An entropy device under these rate limits.
     #[must_use]
     pub fn new(limits: &LimiterSpec) -> Self {
+        let limits = Group::new(limits, monotonic_ns());
         Self {
-            shared: Arc::default(),
+            limiter: Limiter::sharing(&limits, None),
+            shared: Arc::new(Shared { limits, metrics: RngMetrics::default() }),
             config: ConfigSpace::new(Vec::new()),
-            limiter: Limiter::new(limits, monotonic_ns()),
             log: LogLimit::default(),
         }
     }
@@ -146,13 +146,12 @@ impl Live {
                 return Ok(Served::Drained);
             }
             let wanted = (self.chain.writable_bytes() as usize).min(REQUEST_BYTES_MAX);
-            if !self.rng.limiter.is_off()
-                && let Err(wait) = self.rng.limiter.consume(monotonic_ns(), wanted as u64)
-            {
+            if let Err(wait) = self.rng.limiter.check_now(wanted as u64) {
                 ring.undo_pop();
                 metrics.throttled.inc();
                 return Ok(Served::After(wait));
             }
+            self.rng.limiter.charge(wanted as u64);
             slices.clear();
             resolve(ram, self.chain.writable(), &mut slices)?;
             let filled = fill(&mut slices, wanted).unwrap_or_else(|(filled, error)| {
@@ -197,9 +196,6 @@ impl Running for Live {
         }
         let Some(mut ring) = self.ring.take() else { return Served::Drained };
         self.rng.shared.metrics.queue_events.inc();
-        if let Some(limits) = self.rng.shared.limits.take().flatten() {
-            self.rng.limiter.set(&limits, monotonic_ns());
-        }
         let result = self.batch(&mut ring);
         let told = ring.wants_interrupt(&self.ram).map(|wanted| {
             if wanted {

@@ -15,7 +15,6 @@
 mod control;
 mod features;
 mod frame_io;
-mod limits;
 mod live;
 mod metrics;
 mod pair;
@@ -34,7 +33,6 @@ pub use features::{
     F_MRG_RXBUF, F_MTU, F_STATUS,
 };
 pub use frame_io::{FrameIo, Offloads, SLICES_MAX};
-use limits::{Common, Limit};
 pub use metrics::NetMetrics;
 use pair::Port;
 
@@ -42,7 +40,6 @@ use crate::clock::monotonic_ns;
 use crate::irq::Interrupt;
 use crate::limiter::{Group, Limiter, LimiterSpec};
 use crate::log_limit::LogLimit;
-use crate::mailbox::Mailbox;
 use crate::virtio::{ConfigSpace, DeviceKind, Granted, Idle, Running, StartFailed};
 
 /// Entries of a queue of frames.
@@ -83,22 +80,13 @@ pub struct NetOptions {
     pub group: Option<Group>,
 }
 
-/// Changes that wait for the device's thread.
-#[derive(Default)]
-struct Changes {
-    rx_limits: Option<LimiterSpec>,
-    tx_limits: Option<LimiterSpec>,
-}
-
 /// What the device, its pairs and its handles share.
 struct Shared {
     name: String,
     config: Arc<ConfigSpace>,
     caller: Mutex<Caller>,
-    /// Where there is one pair: its limits are its own.
-    changes: Mailbox<Changes>,
-    /// Where there are several: what they share, received and sent.
-    limits: Option<[Arc<Common>; 2]>,
+    /// What all pairs together may receive, and send.
+    limits: [Group; 2],
     /// By pair.
     metrics: Box<[NetMetrics]>,
     log: Mutex<LogLimit>,
@@ -141,18 +129,11 @@ pub struct NetHandle(Arc<Shared>);
 
 impl NetHandle {
     /// Puts these rate limits, with full buckets, in place of the present ones; `None` leaves a direction as it is. They are
-    /// those of all pairs together. The device's thread takes them up when it next serves a queue: kick all if old limits may
-    /// hold them.
+    /// those of all pairs together. Who waits for old ones does not know: kick all queues.
     pub fn set_limits(&self, rx: Option<LimiterSpec>, tx: Option<LimiterSpec>) {
-        if let Some([rx_limit, tx_limit]) = &self.0.limits {
-            rx.inspect(|spec| rx_limit.set(spec));
-            tx.inspect(|spec| tx_limit.set(spec));
-            return;
+        for (limits, spec) in self.0.limits.iter().zip([rx, tx]) {
+            spec.inspect(|spec| limits.set(spec, monotonic_ns()));
         }
-        self.0.changes.post(|changes| {
-            changes.rx_limits = rx.or(changes.rx_limits);
-            changes.tx_limits = tx.or(changes.tx_limits);
-        });
     }
 
     /// Asks the guest to tell the network where it is (virtio 1.2 §5.1.6.5.4), from any thread: whatever forwards its frames may have
@@ -225,25 +206,19 @@ impl Net {
         let offered = optional.iter().filter(|(on, _)| *on).fold(F_ALWAYS, |offered, (_, bit)| offered | bit);
         let mut queue_sizes = vec![QUEUE_SIZE; usize::from(pairs) * 2];
         queue_sizes.push(CONTROL_QUEUE_SIZE);
-        let limits = [&options.rx_limits, &options.tx_limits];
         let shared = Arc::new(Shared {
             name: options.name.clone(),
             config: ConfigSpace::new(config),
             caller: Mutex::default(),
-            changes: Mailbox::default(),
-            limits: (pairs > 1).then(|| limits.map(|spec| Common::new(spec, options.group.as_ref()))),
+            limits: [&options.rx_limits, &options.tx_limits].map(|spec| Group::new(spec, monotonic_ns())),
             metrics: (0..pairs).map(|_| NetMetrics::default()).collect(),
             log: Mutex::default(),
         });
         let port = |(index, wire)| {
-            let [rx_limit, tx_limit] = match &shared.limits {
-                None => limits.map(|spec| {
-                    Limit::Own(Limiter::new(spec, monotonic_ns()).within(options.group.as_ref()))
-                }),
-                Some(common) => common.clone().map(Limit::Common),
-            };
+            let limiter = |own| Limiter::sharing(own, options.group.as_ref());
+            let [rx_limiter, tx_limiter] = shared.limits.each_ref().map(limiter);
             let shared = Arc::clone(&shared);
-            let mut port = Port { index, shared, wire, rx_limit, tx_limit, active: true, attached: None };
+            let mut port = Port { index, shared, wire, rx_limiter, tx_limiter, active: true, attached: None };
             port.rest();
             port
         };

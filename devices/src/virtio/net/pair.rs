@@ -7,8 +7,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::features::{F_MRG_RXBUF, offloads};
 use super::rx::Rx;
 use super::tx::Tx;
-use super::{FrameIo, NetMetrics, QUEUE_SIZE, Shared, limits::Limit};
+use super::{FrameIo, NetMetrics, QUEUE_SIZE, Shared};
 use crate::irq::Interrupt;
+use crate::limiter::Limiter;
 use crate::mem::Ram;
 use crate::virtio::queue::{Ring, RingError};
 use crate::virtio::{Part, Served};
@@ -24,8 +25,8 @@ pub(super) struct Port {
     pub index: u16,
     pub shared: Arc<Shared>,
     pub wire: Box<dyn FrameIo>,
-    pub rx_limit: Limit,
-    pub tx_limit: Limit,
+    pub rx_limiter: Limiter,
+    pub tx_limiter: Limiter,
     /// Whether the driver uses the pair: of a card with several, only the first from the start.
     pub active: bool,
     /// Whether frames come to the wire, if that is known.
@@ -35,17 +36,6 @@ pub(super) struct Port {
 impl Port {
     pub(super) fn metrics(&self) -> &NetMetrics {
         &self.shared.metrics[usize::from(self.index)]
-    }
-
-    /// Takes up what handles asked for.
-    fn take_changes(&mut self) {
-        let Some(changes) = self.shared.changes.take() else { return };
-        if let Some(limits) = changes.rx_limits {
-            self.rx_limit.set_own(&limits);
-        }
-        if let Some(limits) = changes.tx_limits {
-            self.tx_limit.set_own(&limits);
-        }
     }
 
     /// Has frames come to the wire, or to other pairs' only.
@@ -65,6 +55,9 @@ impl Port {
 
     /// No driver uses the pair any more.
     pub(super) fn rest(&mut self) {
+        // What waited for its turn will not be done.
+        self.rx_limiter.release();
+        self.tx_limiter.release();
         self.active = self.index == 0;
         self.attach(self.active);
     }
@@ -135,7 +128,6 @@ impl Pair {
         if self.session.is_broken() {
             return Served::Broken;
         }
-        self.port.take_changes();
         self.leave_if_unused();
         if queue.is_multiple_of(2) {
             self.port.metrics().rx_queue_events.inc();
@@ -151,7 +143,6 @@ impl Pair {
         if self.session.is_broken() {
             return Served::Broken;
         }
-        self.port.take_changes();
         self.leave_if_unused();
         self.port.metrics().rx_wire_events.inc();
         if let Some(rx) = &mut self.rx {

@@ -85,7 +85,7 @@ impl Rx {
                 return Ok(Served::Drained);
             }
             // The size of a frame is known only once it is there: a large one is paid for afterwards.
-            if let Err(wait) = port.rx_limit.check(1) {
+            if let Err(wait) = port.rx_limiter.check_now(1) {
                 port.metrics().rx_throttled.inc();
                 return Ok(Served::After(wait));
             }
@@ -96,14 +96,14 @@ impl Rx {
                 Ok(n) => {
                     self.deliver(ram, &mut room, n)?;
                     let frame = (n - HEADER_BYTES) as u64;
-                    port.rx_limit.charge(frame);
+                    port.rx_limiter.charge(frame);
                     port.metrics().rx_frames.inc();
                     port.metrics().rx_bytes.add(frame);
                     unreported += n;
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
                     self.readable = false;
-                    port.rx_limit.release();
+                    port.rx_limiter.release();
                     return Ok(Served::Drained);
                 }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}

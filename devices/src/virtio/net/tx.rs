@@ -58,7 +58,7 @@ impl Tx {
                 continue;
             }
             let frame = (len - HEADER_BYTES) as u64;
-            if let Err(wait) = port.tx_limit.check(frame) {
+            if let Err(wait) = port.tx_limiter.check_now(frame) {
                 port.metrics().tx_throttled.inc();
                 self.ring.undo_pop();
                 return Ok(Served::After(wait));
@@ -84,7 +84,7 @@ impl Tx {
                         .log(format_args!("sending a frame of {len} bytes with its header failed: {error}"));
                 }
             }
-            port.tx_limit.charge(frame);
+            port.tx_limiter.charge(frame);
             self.ring.finish(ram, head, 0)?;
         }
         Ok(Served::More)

@@ -10,7 +10,6 @@ use zerocopy::{FromZeros, IntoBytes};
 
 use super::packet::{HEADER_BYTES, Header, Refusal};
 use super::{EVENT_QUEUE, F_SEQPACKET, RX_QUEUE, TX_QUEUE, Vsock};
-use crate::clock::monotonic_ns;
 use crate::irq::Interrupt;
 use crate::mem::{GuestMemoryMmap, Ram, VolatileSlice};
 use crate::virtio::queue::{Chain, Ring, RingError, advance, copy_in, copy_out, resolve, truncate};
@@ -187,8 +186,9 @@ impl Live {
             let got = chain.readable_bytes();
             // What has no payload, an answer or a word about room, is never held.
             let payload = u64::from(got).saturating_sub(HEADER_BYTES as u64);
-            let limited = payload > 0 && !limiter.is_off();
-            if limited && let Err(wait) = limiter.check(monotonic_ns(), payload) {
+            if payload > 0
+                && let Err(wait) = limiter.check_now(payload)
+            {
                 ring.undo_pop();
                 mux.metrics().tx_throttled.inc();
                 self.tx_held = true;
@@ -206,7 +206,7 @@ impl Live {
                 let there = got - u32::try_from(HEADER_BYTES).expect("44");
                 mux.take(&header, payload, there);
             }
-            if limited {
+            if payload > 0 {
                 limiter.charge(payload);
             }
             ring.finish(ram, chain.head(), 0)?;
@@ -249,7 +249,7 @@ impl Live {
             };
             // How much there is to receive is known only afterwards: it is paid for then.
             let mut may_receive = || {
-                let Err(wait) = limiter.check(monotonic_ns(), 1) else { return true };
+                let Err(wait) = limiter.check_now(1) else { return true };
                 self.held_for = Some(self.held_for.map_or(wait, |other| other.min(wait)));
                 false
             };
