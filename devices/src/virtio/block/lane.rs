@@ -22,8 +22,6 @@ use crate::virtio::{Part, Served};
 const REQUESTS_PER_BATCH: u32 = 64;
 /// Bytes moved before the driver is told within a batch: small requests share an interrupt, large ones don't wait for others.
 const BYTES_PER_INTERRUPT: u64 = 256 * 1024;
-/// Nanoseconds for which a lane looks for more at most; see [`Linger`].
-const LOOK_NS: u64 = 400_000;
 /// Slices a batch starts with room for; chains of more are rare.
 const SLICES_AT_FIRST: usize = 64;
 
@@ -75,7 +73,7 @@ impl Lane {
             session,
             ring,
             chain,
-            linger: Linger::new(LOOK_NS),
+            linger: Linger::default(),
             backing: None,
             write_through,
             flights: None,
@@ -127,8 +125,8 @@ impl Lane {
         self.catch_up()?;
         self.look_at_cache_mode();
         self.ring.suppress_kicks(&ram)?;
-        self.linger.begin();
-        let mut first = true;
+        self.popped_ns = monotonic_ns();
+        self.linger.begin(self.popped_ns);
         for turn in 0..REQUESTS_PER_BATCH {
             if self.flights.as_ref().is_some_and(Flights::is_full) {
                 if self.begun_early()? && !self.flights.as_ref().is_some_and(Flights::is_full) {
@@ -143,10 +141,11 @@ impl Lane {
                     continue;
                 }
                 // While something is in flight the next answer tells of the others.
-                if self.flights.as_ref().is_none_or(Flights::is_empty)
+                if turn > 0
+                    && self.flights.as_ref().is_none_or(Flights::is_empty)
                     && self.linger.finds(|| self.ring.has_more(&ram))
                 {
-                    first = true;
+                    self.popped_ns = monotonic_ns();
                     continue;
                 }
                 if !self.polled && self.ring.rearm(&ram)? {
@@ -157,9 +156,6 @@ impl Lane {
                     self.metrics().empty_queue_events.inc();
                 }
                 return Ok(Served::Drained);
-            }
-            if std::mem::take(&mut first) {
-                self.popped_ns = monotonic_ns();
             }
             // After the pop: whoever was told of a new backing before making this request gets it.
             self.catch_up()?;

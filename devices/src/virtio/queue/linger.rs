@@ -8,8 +8,8 @@
 
 use crate::clock::monotonic_ns;
 
-/// The shortest look, in nanoseconds.
-const LOOK_NS: u64 = 2_000;
+/// The shortest and the longest look, in nanoseconds.
+const LOOK_NS: (u64, u64) = (2_000, 400_000);
 /// How long a batch may look, in gaps between requests and in nanoseconds at least and at most: by so much an interrupt is late.
 const BATCH_GAPS: u64 = 16;
 const BATCH_NS: (u64, u64) = (20_000, 1_000_000);
@@ -25,8 +25,6 @@ const PAUSE_MAX: u32 = 63;
 /// What a queue has learnt of its driver.
 #[derive(Debug)]
 pub struct Linger {
-    /// Nanoseconds of the longest look.
-    longest_ns: u64,
     /// Nanoseconds from one request to the next within a burst: a moving average.
     gap_ns: u64,
     /// Nanoseconds from one batch to the next: likewise.
@@ -41,14 +39,11 @@ pub struct Linger {
     found: bool,
 }
 
-impl Linger {
-    /// Of a queue whose device may look for `longest_ns` nanoseconds at a time.
-    #[must_use]
-    pub fn new(longest_ns: u64) -> Self {
+impl Default for Linger {
+    fn default() -> Self {
         Self {
-            longest_ns,
-            gap_ns: longest_ns / 4,
-            period_ns: LOOK_NS * 8,
+            gap_ns: LOOK_NS.1 / 4,
+            period_ns: LOOK_NS.0 * 8,
             batch_ns: 0,
             pause: 0,
             next_pause: 1,
@@ -56,12 +51,13 @@ impl Linger {
             found: false,
         }
     }
+}
 
-    /// A batch begins.
-    pub fn begin(&mut self) {
+impl Linger {
+    /// A batch begins, now.
+    pub fn begin(&mut self, now_ns: u64) {
         (self.began_ns, self.found) = (None, false);
-        let now = monotonic_ns();
-        let period = now.saturating_sub(std::mem::replace(&mut self.batch_ns, now)).min(PERIOD_NS);
+        let period = now_ns.saturating_sub(std::mem::replace(&mut self.batch_ns, now_ns)).min(PERIOD_NS);
         self.period_ns = (self.period_ns * 7 + period) / 8;
     }
 
@@ -73,7 +69,7 @@ impl Linger {
         }
         let begin = monotonic_ns();
         let batch = (self.gap_ns * BATCH_GAPS).clamp(BATCH_NS.0, BATCH_NS.1);
-        let look = (self.gap_ns * 4).min(self.period_ns / 2).clamp(LOOK_NS, self.longest_ns);
+        let look = (self.gap_ns * 4).min(self.period_ns / 2).clamp(LOOK_NS.0, LOOK_NS.1);
         let end = (*self.began_ns.get_or_insert(begin) + batch).min(begin + look);
         let mut now = begin;
         for _ in 0..CLOCK_LOOKS {
@@ -110,11 +106,9 @@ mod tests {
     use super::*;
     use crate::testing::clock::{FakeClock, advance};
 
-    const LONGEST_NS: u64 = 400_000;
-
     /// One whose driver has taken a millisecond from batch to batch.
     fn of_a_slow_machine() -> Linger {
-        Linger { period_ns: PERIOD_NS, ..Linger::new(LONGEST_NS) }
+        Linger { period_ns: PERIOD_NS, ..Linger::default() }
     }
 
     /// Looks in a batch, each of `ns`, the last of which finds something if `finds`.
@@ -134,19 +128,19 @@ mod tests {
         let mut looked = Vec::new();
         for batch in 0..200 {
             advance(Duration::from_millis(1));
-            linger.begin();
+            linger.begin(monotonic_ns());
             let (found, took) = look(&mut linger, 100, None);
-            assert!(!found && took <= LONGEST_NS + 100 * u64::from(LOOKS), "{took}");
+            assert!(!found && took <= LOOK_NS.1 + 100 * u64::from(LOOKS), "{took}");
             if took > 0 {
                 looked.push(batch);
             }
         }
         assert_eq!(looked, [0, 2, 6, 14, 30, 62, 126, 190]);
         linger.pause = 0;
-        linger.begin();
+        linger.begin(monotonic_ns());
         assert!(look(&mut linger, 100, Some(500)).0);
         for _ in 0..2 {
-            linger.begin();
+            linger.begin(monotonic_ns());
             assert!(look(&mut linger, 100, Some(500)).0, "what pays is done each time");
         }
     }
@@ -157,23 +151,23 @@ mod tests {
         let mut linger = of_a_slow_machine();
         for _ in 0..100 {
             advance(Duration::from_millis(1));
-            linger.begin();
+            linger.begin(monotonic_ns());
             assert!(look(&mut linger, 100, Some(2_000)).0);
         }
         let (found, took) = look(&mut linger, 100, None);
         assert!(!found && (7_000..12_000).contains(&took), "{took}");
         // The end of a burst is no reason to look less.
-        linger.begin();
+        linger.begin(monotonic_ns());
         assert!(look(&mut linger, 100, Some(2_000)).0);
     }
 
     #[test]
     fn it_looks_for_half_the_time_from_batch_to_batch_at_most() {
         let _clock = FakeClock::at(0);
-        let mut linger = Linger::new(LONGEST_NS);
+        let mut linger = Linger::default();
         for _ in 0..100 {
             advance(Duration::from_micros(20));
-            linger.begin();
+            linger.begin(monotonic_ns());
         }
         let (found, took) = look(&mut linger, 100, None);
         assert!(!found && (9_000..12_000).contains(&took), "{took}");
@@ -183,7 +177,7 @@ mod tests {
     fn a_batch_that_lasts_is_ended_however_much_there_is() {
         let _clock = FakeClock::at(0);
         let mut linger = of_a_slow_machine();
-        linger.begin();
+        linger.begin(monotonic_ns());
         let began = monotonic_ns();
         while look(&mut linger, 1_000, Some(30_000)).0 {}
         let took = monotonic_ns() - began;
@@ -194,8 +188,8 @@ mod tests {
     fn a_clock_that_stands_still_is_not_waited_for() {
         let _clock = FakeClock::at(0);
         let looks = Cell::new(0);
-        let mut linger = Linger::new(LONGEST_NS);
-        linger.begin();
+        let mut linger = Linger::default();
+        linger.begin(monotonic_ns());
         assert!(!linger.finds(|| {
             looks.set(looks.get() + 1);
             false

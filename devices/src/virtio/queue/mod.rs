@@ -5,8 +5,8 @@
 //!      chain::resolve ──> Vec<VolatileSlice>: the same bytes, inside RAM         (the only way to touch them)
 //!  Ring::finish(head, written) ──> used ring        Ring::wants_interrupt: once per batch
 //! ```
-//! One batch, in any device: [`Ring::suppress_kicks`], then `pop` until the bound of the batch or until [`Linger`] found nothing more and
-//! [`Ring::rearm`] says that nothing came in meanwhile, then one interrupt if [`Ring::wants_interrupt`]. Errors here mean that the driver broke the rules of the
+//! One batch, in any device: [`Ring::suppress_kicks`], then `pop` until the bound of the batch or until [`Ring::rearm`] says that
+//! nothing came in meanwhile (a disk has [`Linger`] look for more first), then one interrupt if [`Ring::wants_interrupt`]. Errors here mean that the driver broke the rules of the
 //! queue: the device asks to be reset (§2.1.2) and serves nothing more.
 
 mod chain;
