@@ -373,7 +373,7 @@ impl<H: HostFiles> VmResources<H> {
         }
         self.groups.check(spec.rate_limiter_group.as_ref())?;
         if spec.vhost && spec.rate_limiter_group.is_some() {
-            return Err(NetError::Vhost("it can't keep the limits of a rate_limiter_group".to_owned()));
+            return Err(NetError::VhostInGroup);
         }
         if spec.vhost {
             host.find_vhost().map_err(|error| NetError::Vhost(error.to_string()))?;

@@ -214,6 +214,11 @@ pub enum NetError {
     /// The kernel is to move its frames, and can't.
     #[error("Could not create the network device: vhost: {0}. Without it only `vhost: false` is accepted.")]
     Vhost(String),
+    /// The kernel is to move its frames, and others' limits are to hold for them.
+    #[error(
+        "Could not create the network device: vhost: it can't keep the limits of a rate_limiter_group; leave out one of the two."
+    )]
+    VhostInGroup,
     /// An interface that is to come while the guest runs is there already.
     #[error("Device ID in use: {0}")]
     IdInUse(String),
