@@ -114,8 +114,8 @@ class Paths(Bench):
         text = subprocess.run(["ping", "-q", "-n", "-A", "-c", str(PACKETS), "-w", str(self.seconds), address], capture_output=True, text=True).stdout
         return 1000 / float(re.search(r"= [\d.]+/([\d.]+)/", text)[1]), int(re.search(r"(\d+) received", text)[1])
 
-    def one(self, peer, case, talk):
-        """The figure of one case, its requests, and more."""
+    def one(self, case, talk):
+        """The figure of a case that the host measures, its requests, and more; None of one that the guest does."""
         if case == "rtt":
             figure, requests = self.ping(GUEST)
             return figure, requests, {}
@@ -133,7 +133,7 @@ class Paths(Bench):
             for case in cases:
                 peer.console.wait(f"bench: begin {case}", 60)
                 began, before, made, used = time.monotonic(), readings.exits(pid), calls.count(), readings.cpu_ms(pid)
-                done = self.one(peer, case, talk)
+                done = self.one(case, talk)
                 if done is None:
                     peer.console.wait(f"bench: end {case}", 60)
                 after, made_after, used_after, ended = readings.exits(pid), calls.count(), readings.cpu_ms(pid), time.monotonic()

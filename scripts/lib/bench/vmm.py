@@ -115,6 +115,19 @@ class Vmm:
         lines = open(log, errors="replace").read().splitlines() if os.path.exists(log) else []
         return f" (status {self.process.returncode}{': ' + lines[-1] if lines else ''})"
 
+    def connect(self, port):
+        """A connection to `port` of the guest, which listens, or will soon."""
+        deadline = time.monotonic() + 30
+        while True:
+            connection = socket.socket(self.family)
+            connection.settimeout(10)
+            if self.call(connection, port):
+                return connection
+            connection.close()
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"nobody listens on the guest's port {port}")
+            time.sleep(0.05)
+
     def end(self):
         if self.process is None:
             return
@@ -196,20 +209,12 @@ class Rest(Vmm):
         listener.listen()
         return listener
 
-    def connect(self, port):
-        """A connection to `port` of the guest, which listens, or will soon."""
-        deadline = time.monotonic() + 30
-        while True:
-            connection = socket.socket(socket.AF_UNIX)
-            connection.settimeout(10)
-            connection.connect(self.uds)
-            connection.sendall(f"CONNECT {port}\n".encode())
-            if connection.recv(64).startswith(b"OK"):
-                return connection
-            connection.close()
-            if time.monotonic() > deadline:
-                raise RuntimeError(f"nobody listens on the guest's port {port}")
-            time.sleep(0.05)
+    family = socket.AF_UNIX
+
+    def call(self, connection, port):
+        connection.connect(self.uds)
+        connection.sendall(f"CONNECT {port}\n".encode())
+        return connection.recv(64).startswith(b"OK")
 
 
 class YunMmio(Rest):
@@ -314,19 +319,10 @@ class Qemu(Vmm):
         listener.listen()
         return listener
 
-    def connect(self, port):
-        deadline = time.monotonic() + 30
-        while True:
-            connection = socket.socket(socket.AF_VSOCK)
-            connection.settimeout(10)
-            try:
-                connection.connect((self.cid, port))
-                return connection
-            except OSError:
-                connection.close()
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.05)
+    family = socket.AF_VSOCK
+
+    def call(self, connection, port):
+        return connection.connect_ex((self.cid, port)) == 0
 
 
 class QemuMicrovm(Qemu):
