@@ -49,11 +49,11 @@ def table(figures, kind):
 
 
 def costs(record, kind):
-    """Exits, interrupts and system calls for each request, and the VMM's CPU time."""
-    by = {what: medians(record, what) for what in ("exits", "interrupts", "calls", "cpu_us")}
+    """Exits, interrupts and system calls for each request."""
+    by = {what: medians(record, what) for what in ("exits", "interrupts", "calls")}
     cases = [case for case in by["exits"] if paths.kind_of(case) == kind]
     names = list(dict.fromkeys(name for case in cases for name in sorted(by["exits"][case], key=lambda name: (not ours(name), name))))
-    cell = lambda case, name: " / ".join(number(by[what][case][name]) if name in by[what].get(case, {}) else "-" for what in ("exits", "interrupts", "calls"))
+    cell = lambda case, name: " / ".join(number(by[what][case][name]) if name in by[what].get(case, {}) else "-" for what in by)
     rows = [[words(case), paths.unit(bare(case))[1], *(cell(case, name) if name in by["exits"][case] else "" for name in names)] for case in cases]
     return ["exits / interrupts / system calls", "for each", *names], rows
 

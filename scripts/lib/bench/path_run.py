@@ -2,6 +2,7 @@
 what each request costs in exits, interrupts and system calls, VMM by VMM in turn, and the same loads without any VMM."""
 
 import argparse
+import base64
 import fnmatch
 import json
 import os
@@ -97,7 +98,7 @@ class Paths(Bench):
         """What the guest is to do lies on a drive of its own: a command line has no room for it. A load's output comes well after its end,
         as each byte of it is an exit."""
         lines = ["mount -t tmpfs t /tmp", "sleep 1"]
-        lines += ['f() { n=$1; shift; sleep 0.2; echo "bench: begin $n"; o=$(eval "$@" 2>&1 | tr "\\n" "|"); echo "bench: end $n"; sleep 0.3; echo "bench: output $n $o"; }']
+        lines += ['f() { n=$1; shift; sleep 0.2; echo "bench: begin $n ;"; o=$(eval "$@" 2>&1 | tr "\\n" "|"); echo "bench: end $n ;"; sleep 0.3; echo "bench: output $n $o"; }']
         lines += [f"f {case} '{paths.guest(case, HOST, self.seconds, vcpus)}'" for case in cases]
         text = "\n".join([*lines, "echo bench: done", "exit"]).encode()
         with open(self.script, "wb") as script:
@@ -105,7 +106,7 @@ class Paths(Bench):
 
     def guest_of(self, cases, vcpus):
         self.write_script(cases, vcpus)
-        run = "c2ggL2Rldi92ZGMK"  # sh /dev/vdc
+        run = base64.b64encode(b"sh /dev/vdc").decode()
         cmdline = f"console=ttyS0 quiet panic=-1 reboot=k root=/dev/vda ro yun.modules=vsock yun.ip={GUEST}/24 yun.then=stay yun.run={run}"
         return vmm.Guest(os.path.dirname(self.drive), self.drive, TAP, cmdline, vcpus, MEMORY_MIB, (self.data, self.script), any(paths.kind_of(case) == "vsock" for case in cases))
 
@@ -131,11 +132,11 @@ class Paths(Bench):
         calls = readings.Calls(pid)
         try:
             for case in cases:
-                peer.console.wait(f"bench: begin {case}", 60)
+                peer.console.wait(f"bench: begin {case} ;", 60)
                 began, before, made, used = time.monotonic(), readings.exits(pid), calls.count(), readings.cpu_ms(pid)
                 done = self.one(case, talk)
                 if done is None:
-                    peer.console.wait(f"bench: end {case}", 60)
+                    peer.console.wait(f"bench: end {case} ;", 60)
                 after, made_after, used_after, ended = readings.exits(pid), calls.count(), readings.cpu_ms(pid), time.monotonic()
                 if done is None and talk:
                     done = talk.bytes * 8 / 1e6 / talk.took, talk.bytes / 65536, {}
