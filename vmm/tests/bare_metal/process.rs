@@ -258,7 +258,8 @@ fn a_process_that_gets_no_memory_aborts_also_if_its_environment_asks_for_backtra
     command.arg("--api-sock").arg(&socket).env("RUST_BACKTRACE", "full").env("RUST_LIB_BACKTRACE", "1");
     let mut child = Guard(command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap());
     let said = Captured::of(child.0.stdout.take().unwrap());
-    eventually("the API's socket", || socket.exists().then_some(()));
+    // The socket is there before the threads are, and without memory none would come.
+    eventually("an answer", || http::request(&socket, "GET", "/", "").ok());
     let none = libc::rlimit { rlim_cur: 4096, rlim_max: 4096 };
     let pid = i32::try_from(child.0.id()).unwrap();
     for resource in [libc::RLIMIT_AS, libc::RLIMIT_DATA] {
