@@ -237,6 +237,15 @@ class YunPciVhost(YunPci):
     name, interface = "yun-pci-vhost", {"vhost": True}
 
 
+class YunPciOther(YunPci):
+    """Another build."""
+
+    name = "yun-pci-other"
+
+    def __init__(self, binary, work):
+        super().__init__(f"{binary}-other", work)
+
+
 class YunBare(Rest):
     """Without seccomp and outside any jail: what confinement is compared with."""
 
@@ -347,6 +356,7 @@ class QemuQ35Vhost(QemuQ35):
 
 ALL = (YunMmio, YunPci, Firecracker, QemuMicrovm, QemuQ35)
 # To be asked for by name.
+BUILDS = (YunPci, YunPciOther)
 CONFINEMENT = (YunBare, YunMmio, YunJailed)
 # Who takes part in measuring a path, each at its best there.
 PATHS = {
@@ -354,4 +364,4 @@ PATHS = {
     "net": (YunMmio, YunPci, YunPciVhost, Firecracker, QemuMicrovm, QemuQ35, QemuQ35Vhost),
     "vsock": (YunMmio, YunPci, Firecracker, QemuMicrovm, QemuQ35),
 }
-KNOWN = {kind.name: kind for kind in (*ALL, *CONFINEMENT, *(kind for kinds in PATHS.values() for kind in kinds), QemuMicrovmVhost)}
+KNOWN = {kind.name: kind for kind in (*ALL, *BUILDS, *CONFINEMENT, *(kind for kinds in PATHS.values() for kind in kinds), QemuMicrovmVhost)}
