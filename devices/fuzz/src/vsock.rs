@@ -1,4 +1,4 @@
-//! A socket device under a hostile driver, and a host that calls, hangs up, stalls and fails.
+//! A socket device under a hostile driver, a host that calls, hangs up, stalls and fails, and limits that change.
 
 use std::io;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use devices::virtio::vsock::{
 };
 
 use crate::Input;
-use crate::guest::{Guest, play_in_ram};
+use crate::guest::{Guest, limits, play_in_ram};
 
 /// The guest's address.
 const CID: u32 = 3;
@@ -96,18 +96,20 @@ pub fn run(data: &[u8]) {
     };
     listen(&host);
     let answer_timeout = if input.chance() { Duration::ZERO } else { Duration::from_secs(3600) };
-    let limits = LimiterSpec::default();
-    let device = Vsock::new(Box::new(host.clone()), &VsockOptions { guest_cid: CID, answer_timeout, limits });
-    let extra = |input: &mut Input, _: &mut Guest, ram: &Ram| {
-        if input.chance() {
-            event(&host, input);
-        } else {
+    let options = VsockOptions { guest_cid: CID, answer_timeout, limits: LimiterSpec::default() };
+    let device = Vsock::new(Box::new(host.clone()), &options);
+    let handle = device.handle();
+    let extra = |input: &mut Input, _: &mut Guest, ram: &Ram| match input.byte() {
+        0xf0.. => handle.set_limits(&limits(input)),
+        odd if odd & 1 != 0 => event(&host, input),
+        _ => {
             // Where chains of the driver's may begin.
             let at = 0x4000 + u64::from(input.byte()) * 64;
             ram::write(ram, at, &bytes_of(&header(input)));
         }
     };
     let mut guest = play_in_ram(device, 3, &mut input, extra, || {
+        handle.set_limits(&LimiterSpec::default());
         let mut world = host.world();
         world.give_up();
         for end in &mut world.ends {

@@ -275,7 +275,7 @@ pub trait Part: Send {
     fn set_polled(&mut self, _on: bool) {}
 
     /// As [`Running::peek`].
-    fn peek(&self) -> bool {
+    fn peek(&self, _queue: u16) -> bool {
         false
     }
 

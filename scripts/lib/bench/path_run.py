@@ -189,25 +189,29 @@ class Paths(Bench):
 
     def run(self):
         begin = time.monotonic()
-        for round_ in range(self.options.rounds):
-            for kind in self.options.path:
-                cases = [case for case in (paths.all_cases(kind) if self.options.only else paths.USUAL[kind].split())
-                         if not self.options.only or any(fnmatch.fnmatch(case, pattern) for pattern in self.options.only)]
-                if not cases:
-                    continue
-                takers = [taker for taker in vmm.PATHS[kind] if taker.name in (self.options.vmms or [taker.name])]
-                # Others take part where they are asked for by name, and have no path of their own.
-                everywhere = [vmm.KNOWN[name] for name in self.options.vmms if name in vmm.KNOWN]
-                takers += [taker for taker in everywhere if not any(taker in of for of in vmm.PATHS.values())]
-                # Another one goes first in each round.
-                takers = takers[round_ % len(takers):] + takers[:round_ % len(takers)] if takers else []
-                for vcpus in self.options.queues:
-                    print(f"round {round_ + 1} of {self.options.rounds}, {kind}, {time.monotonic() - begin:.0f} s, load {os.getloadavg()[0]:.2f}")
-                    if not self.options.vmms or "native" in self.options.vmms:
-                        self.native(round_, cases, vcpus)
-                    for taker in takers:
-                        self.boot(round_, taker, cases, vcpus)
-                        self.save(time.monotonic() - begin)
+        if self.options.round and os.path.getsize(self.options.out):
+            with open(self.options.out) as out:
+                earlier = json.load(out)
+            self.samples, begin = earlier["samples"], begin - earlier["seconds"]
+        round_ = self.options.round
+        for kind in self.options.path:
+            cases = [case for case in (paths.all_cases(kind) if self.options.only else paths.USUAL[kind].split())
+                     if not self.options.only or any(fnmatch.fnmatch(case, pattern) for pattern in self.options.only)]
+            if not cases:
+                continue
+            takers = [taker for taker in vmm.PATHS[kind] if taker.name in (self.options.vmms or [taker.name])]
+            # Others take part where they are asked for by name, and have no path of their own.
+            everywhere = [vmm.KNOWN[name] for name in self.options.vmms if name in vmm.KNOWN]
+            takers += [taker for taker in everywhere if not any(taker in of for of in vmm.PATHS.values())]
+            # Another one goes first in each round.
+            takers = takers[round_ % len(takers):] + takers[:round_ % len(takers)] if takers else []
+            for vcpus in self.options.queues:
+                print(f"round {round_ + 1} of {self.options.rounds}, {kind}, {time.monotonic() - begin:.0f} s, load {os.getloadavg()[0]:.2f}")
+                if not self.options.vmms or "native" in self.options.vmms:
+                    self.native(round_, cases, vcpus)
+                for taker in takers:
+                    self.boot(round_, taker, cases, vcpus)
+                    self.save(time.monotonic() - begin)
         self.save(time.monotonic() - begin)
 
 
@@ -217,13 +221,13 @@ def main():
     for path in ("yun", "firecracker", "qemu", "images", "out"):
         parser.add_argument(f"--{path}", required=True)
     parser.add_argument("--path", type=words, required=True)
-    parser.add_argument("--rounds", type=int)
+    parser.add_argument("--rounds", type=int, required=True)
+    parser.add_argument("--round", type=int, required=True, help="this one, from 0; what earlier ones left in the file of samples stays there")
     parser.add_argument("--only", type=words, default=[])
     parser.add_argument("--vmms", type=words, default=[])
     parser.add_argument("--queues", type=lambda text: [int(word) for word in words(text)], default=[1])
     parser.add_argument("--quick", action="store_true")
     options = parser.parse_args()
-    options.rounds = options.rounds or (1 if options.quick else 3)
     options.path = list(paths.KINDS) if options.path == ["all"] else options.path
     for unknown in set(options.path) - set(paths.KINDS) | set(options.vmms) - {*vmm.KNOWN, "native"}:
         parser.error(f"no path or VMM '{unknown}'")

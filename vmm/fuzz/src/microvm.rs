@@ -123,6 +123,8 @@ impl MicroVm {
                 let bad = patch.rx_rate_limiter.and_then(|limiter| limiter.ops).is_some_and(|b| b.size == 13);
                 return self.resources.patch_net(&patch, |_, _, _| apply(bad.then_some("/bad")));
             }
+            Command::PatchEntropy(change) => return self.resources.patch_entropy(change, |_| ()),
+            Command::PatchVsock(change) => return self.resources.patch_vsock(change, |_| ()),
             Command::PutLogger(_)
             | Command::PutMetrics(_)
             | Command::PressPowerButton

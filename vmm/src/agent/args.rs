@@ -69,6 +69,9 @@ pub struct Args {
     /// Hide tenants' IPv4 addresses behind the host's on the way out
     #[arg(long)]
     pub masquerade: bool,
+    /// Have the host's kernel move guests' frames (vhost-net): quicker than by the VMM, but guests then talk to the kernel's own code
+    #[arg(long, conflicts_with = "no_network")]
+    pub vhost_net: bool,
     /// Name server that guests are told of; repeatable
     #[arg(long, value_name = "ADDRESS")]
     pub nameserver: Vec<IpAddr>,
@@ -137,6 +140,7 @@ impl Args {
             network: !self.no_network,
             uplinks: self.uplink.clone(),
             masquerade: self.masquerade,
+            vhost_net: self.vhost_net,
             nameservers: self.nameserver.clone(),
             list_keys: self.list_key.clone(),
             nft: self.nft.clone(),

@@ -44,6 +44,8 @@ pub struct Config {
     pub uplinks: Vec<String>,
     /// Whether tenants' IPv4 addresses are hidden behind the host's on the way out.
     pub masquerade: bool,
+    /// Whether the kernel's vhost-net moves the frames of guests' interfaces.
+    pub vhost_net: bool,
     /// Name servers that guests are told of.
     pub nameservers: Vec<IpAddr>,
     /// Keys of which one signs each list of prefixes; without any none is taken.
@@ -88,6 +90,7 @@ impl Config {
             network: true,
             uplinks: Vec::new(),
             masquerade: false,
+            vhost_net: false,
             nameservers: Vec::new(),
             list_keys: Vec::new(),
             nft: "/usr/sbin/nft".into(),

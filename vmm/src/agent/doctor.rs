@@ -33,6 +33,18 @@ impl Agent {
                 Some("load kvm_intel or kvm_amd, and see that the firmware has virtualisation switched on"),
             ),
         }
+        if self.config.vhost_net {
+            // Opened, it has the module loaded that is behind it.
+            match fs::OpenOptions::new().read(true).write(true).open("/dev/vhost-net") {
+                Ok(_) => found("vhost-net", Severity::Ok, "/dev/vhost-net can be opened".to_owned(), None),
+                Err(error) => found(
+                    "vhost-net",
+                    Severity::Error,
+                    format!("/dev/vhost-net can't be opened: {error}"),
+                    Some("modprobe vhost_net, or start the agent without --vhost-net"),
+                ),
+            }
+        }
         for (check, path) in [("vmm", &self.config.vmm), ("jailer", &self.config.jailer)] {
             if path.is_file() {
                 found(check, Severity::Ok, format!("{} is there", path.display()), None);

@@ -37,9 +37,11 @@ const PUT: Names = &[
 ];
 const PATCH: Names = &[
     ("drives", "drive_count", "drive_fails"),
+    ("entropy", "entropy_count", "entropy_fails"),
     ("machine-config", "machine_cfg_count", "machine_cfg_fails"),
     ("network-interfaces", "network_count", "network_fails"),
     ("vm", "vm_count", "vm_fails"),
+    ("vsock", "vsock_count", "vsock_fails"),
 ];
 
 /// The requests of one method.

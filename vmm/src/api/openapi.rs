@@ -11,8 +11,8 @@ use utoipa::OpenApi;
 use crate::events::Event;
 use crate::spec::{
     ActionBody, BootSource, DriveBody, DrivePatch, Entropy, Fault, Logger, MachineConfig, MachineConfigPatch,
-    Metrics, NetworkInterface, NetworkInterfacePatch, RateLimiter, Serial, Version, VmConfig, VmInfo,
-    VmStateBody, Vsock,
+    Metrics, NetworkInterface, NetworkInterfacePatch, RateLimiter, RateLimiterPatch, Serial, Version,
+    VmConfig, VmInfo, VmStateBody, Vsock,
 };
 
 /// What the microVM is and does. Always allowed.
@@ -144,6 +144,16 @@ fn put_entropy() {}
     responses((status = 204), (status = 400, body = Fault)))]
 fn put_vsock() {}
 
+/// Give the random number device other limits. After the start only. (Not in Firecracker.)
+#[utoipa::path(patch, path = "/entropy", request_body = RateLimiterPatch,
+    responses((status = 204), (status = 400, body = Fault)))]
+fn patch_entropy() {}
+
+/// Give the socket device other limits. After the start only. (Not in Firecracker.)
+#[utoipa::path(patch, path = "/vsock", request_body = RateLimiterPatch,
+    responses((status = 204), (status = 400, body = Fault)))]
+fn patch_vsock() {}
+
 /// Set where the serial console writes. Before the start only.
 #[utoipa::path(put, path = "/serial", request_body = Serial,
     responses((status = 204), (status = 400, body = Fault)))]
@@ -190,7 +200,9 @@ fn put_metrics() {}
         get_rate_limiter_group,
         delete_rate_limiter_group,
         put_entropy,
+        patch_entropy,
         put_vsock,
+        patch_vsock,
         put_serial,
         put_logger,
         put_metrics

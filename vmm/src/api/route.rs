@@ -8,8 +8,8 @@ use serde::Deserialize;
 use crate::control::{Command, Configure, Denial, DriveError, NetError, Unplug, VsockError};
 use crate::spec::{
     Action, ActionBody, BootSource, Drive, DriveBody, DrivePatch, Entropy, IdError, Logger, MachineConfig,
-    MachineConfigPatch, Metrics, NetworkInterface, NetworkInterfacePatch, RateLimiter, Serial, VmState,
-    VmStateBody, Vsock, check_resource_id,
+    MachineConfigPatch, Metrics, NetworkInterface, NetworkInterfacePatch, RateLimiter, RateLimiterPatch,
+    Serial, VmState, VmStateBody, Vsock, check_resource_id,
 };
 
 /// The methods that are understood; any other is answered before it gets here.
@@ -256,6 +256,8 @@ fn patch(resource: &str, id: Option<&str>, body: &[u8]) -> Result<Routed, ApiErr
             same_interface(id, &patch.iface_id)?;
             Command::PatchNetworkInterface(patch)
         }
+        "entropy" => Command::PatchEntropy(json::<RateLimiterPatch>(body)?.rate_limiter),
+        "vsock" => Command::PatchVsock(json::<RateLimiterPatch>(body)?.rate_limiter),
         "rate-limiter-groups" => {
             let id = checked_id(id)?.to_owned();
             Command::PatchRateLimiterGroup(id, json::<RateLimiter>(body)?)

@@ -149,6 +149,8 @@ fn configuration_becomes_checked_values() {
         ("PUT /metrics", r#"{"metrics_path":"/m","emit_id":true}"#),
         ("PATCH /drives/a", r#"{"drive_id":"a"}"#),
         ("PATCH /network-interfaces/a", r#"{"iface_id":"a"}"#),
+        ("PATCH /entropy", r#"{"rate_limiter":{}}"#),
+        ("PATCH /vsock", r#"{"rate_limiter":{"ops":{"size":1,"refill_time":1}}}"#),
     ] {
         command(request, body);
     }

@@ -87,6 +87,10 @@ pub enum Command {
     PatchDrive(DrivePatch),
     /// `PATCH /network-interfaces/{id}`.
     PatchNetworkInterface(NetworkInterfacePatch),
+    /// `PATCH /entropy`.
+    PatchEntropy(RateLimiter),
+    /// `PATCH /vsock`.
+    PatchVsock(RateLimiter),
     /// `PATCH /rate-limiter-groups/{id}`.
     PatchRateLimiterGroup(String, RateLimiter),
     /// `DELETE /rate-limiter-groups/{id}`.

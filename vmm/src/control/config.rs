@@ -444,6 +444,37 @@ impl<H: HostFiles> VmResources<H> {
         (spec.rx_rate_limiter, spec.tx_rate_limiter) = (rx, tx);
         Ok(Outcome::Done)
     }
+
+    /// Changes the limits of the random number device of a started microVM; `apply` is given what they are now.
+    ///
+    /// # Errors
+    /// [`Denial::Entropy`] if there is no such device.
+    pub fn patch_entropy(
+        &mut self,
+        change: RateLimiter,
+        apply: impl FnOnce(Option<RateLimiter>),
+    ) -> Result<Outcome, Denial> {
+        let none = "this microVM has none: it gets one by PUT /entropy before the start.";
+        let entropy = self.entropy.as_mut().ok_or_else(|| Denial::Entropy(none.to_owned()))?;
+        entropy.rate_limiter = RateLimiter::merge(entropy.rate_limiter, Some(change));
+        apply(entropy.rate_limiter);
+        Ok(Outcome::Done)
+    }
+
+    /// The same of the socket device.
+    ///
+    /// # Errors
+    /// [`VsockError::None`] if there is no such device.
+    pub fn patch_vsock(
+        &mut self,
+        change: RateLimiter,
+        apply: impl FnOnce(Option<RateLimiter>),
+    ) -> Result<Outcome, Denial> {
+        let spec = &mut self.vsock.as_mut().ok_or(VsockError::None)?.spec;
+        spec.rate_limiter = RateLimiter::merge(spec.rate_limiter, Some(change));
+        apply(spec.rate_limiter);
+        Ok(Outcome::Done)
+    }
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use std::io;
 
 use super::*;
-use crate::spec::MachineConfigPatch;
+use crate::spec::{MachineConfigPatch, TokenBucket};
 
 /// A host with the files and devices whose names start with a slash or "tap"; a TAP is in use until it is dropped.
 #[derive(Debug, Default)]
@@ -324,6 +324,28 @@ fn there_is_one_socket_device_which_is_replaced_whole_or_not_at_all() {
     );
     rig.put(vsock(5, "/w")).unwrap();
     assert_eq!(rig.vm.vsock().unwrap().sockets, "/w");
+}
+
+#[test]
+fn the_devices_with_one_limiter_get_other_limits_if_they_are_there() {
+    let mut rig = Rig::default();
+    let bucket = |size| Some(TokenBucket { size, one_time_burst: None, refill_time: 100 });
+    let bytes = RateLimiter { bandwidth: bucket(10), ops: None };
+    let none = rig.vm.patch_entropy(bytes, |_| panic!()).unwrap_err();
+    assert!(none.to_string().contains("it gets one by PUT /entropy before the start"), "{none}");
+    let none = rig.vm.patch_vsock(bytes, |_| panic!()).unwrap_err();
+    assert!(none.to_string().contains("it gets one by PUT /vsock before the start"), "{none}");
+    rig.put(Configure::Entropy(Entropy { rate_limiter: Some(bytes) })).unwrap();
+    rig.put(vsock(3, "/v")).unwrap();
+    let mut seen = Vec::new();
+    let ops = RateLimiter { bandwidth: None, ops: bucket(5) };
+    rig.vm.patch_entropy(ops, |limits| seen.push(limits)).unwrap();
+    rig.vm.patch_vsock(ops, |limits| seen.push(limits)).unwrap();
+    let off = RateLimiter { bandwidth: bucket(0), ops: bucket(0) };
+    rig.vm.patch_entropy(off, |limits| seen.push(limits)).unwrap();
+    assert_eq!(seen, [Some(RateLimiter { ops: ops.ops, ..bytes }), Some(ops), None]);
+    assert_eq!(rig.vm.entropy().unwrap().rate_limiter, None);
+    assert_eq!(rig.vm.vsock().unwrap().spec.rate_limiter, Some(ops));
 }
 
 #[test]

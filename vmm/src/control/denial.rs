@@ -58,10 +58,10 @@ pub enum Denial {
     /// `/rate-limiter-groups`.
     #[error("Rate limiter group error: {0}")]
     Group(#[from] GroupError),
-    /// `PUT /entropy`.
+    /// `/entropy`.
     #[error("Entropy device error: {0}")]
     Entropy(String),
-    /// `PUT /vsock`.
+    /// `/vsock`.
     #[error("Vsock config error: {0}")]
     Vsock(#[from] VsockError),
     /// `PUT /logger`.
@@ -245,4 +245,7 @@ pub enum VsockError {
     /// The host's side can't listen.
     #[error("Cannot create backend for vsock device: Error binding to the host-side Unix socket: {0}")]
     Bind(String),
+    /// It is to change, and there is none.
+    #[error("This microVM has no vsock device: it gets one by PUT /vsock before the start.")]
+    None,
 }

@@ -16,7 +16,6 @@ use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
-use devices::limiter::LimiterSpec;
 use devices::serial::LIMIT_DEFAULT;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -27,7 +26,7 @@ use super::config::VmResources;
 use super::end::End;
 use super::files::Host;
 use super::lifecycle::{self, State, Verdict};
-use super::planning::{bucket_spec, limiter_spec};
+use super::planning::{bucket_spec, limits};
 use super::plug::Pending;
 use super::{Answer, Command, Configure, Denial, Envelope, Outcome};
 use crate::events::{EventKind, EventRing};
@@ -40,7 +39,7 @@ use crate::machine::slots::OnEject;
 use crate::metrics::Metrics;
 use crate::sandbox::seccomp::Seccomp;
 use crate::sandbox::seccomp::rules::Kind;
-use crate::spec::{ConfigFile, InstanceId, IoEngine, MachineConfigPatch, RateLimiter, VmInfo};
+use crate::spec::{ConfigFile, InstanceId, IoEngine, MachineConfigPatch, VmInfo};
 
 /// How often the metrics file gets a line.
 const METRICS_PERIOD: Duration = Duration::from_secs(60);
@@ -400,7 +399,7 @@ impl Driver {
             Command::PatchDrive(patch) => {
                 let machine = self.machine.as_ref().ok_or(Denial::BeforeStart)?;
                 self.resources.patch_drive(&mut self.host, &patch, |change| {
-                    let limits = change.limiter.map_or_else(LimiterSpec::default, limiter_spec);
+                    let limits = limits(change.limiter);
                     let asynchronous = change.drive.spec.engine == IoEngine::Async;
                     let disk = change.file.cloned().map(|disk| disk.asynchronous(asynchronous));
                     machine.change_drive(change.index, disk, limits);
@@ -410,12 +409,17 @@ impl Driver {
             Command::PatchNetworkInterface(patch) => {
                 let machine = self.machine.as_ref().ok_or(Denial::BeforeStart)?;
                 self.resources.patch_net(&patch, |index, rx, tx| {
-                    let spec = |limiter: Option<RateLimiter>| {
-                        limiter.map_or_else(LimiterSpec::default, limiter_spec)
-                    };
-                    machine.change_net(index, spec(rx), spec(tx));
+                    machine.change_net(index, limits(rx), limits(tx));
                     Ok(())
                 })
+            }
+            Command::PatchEntropy(change) => {
+                let machine = self.machine.as_ref().ok_or(Denial::BeforeStart)?;
+                self.resources.patch_entropy(change, |limiter| machine.change_entropy(limits(limiter)))
+            }
+            Command::PatchVsock(change) => {
+                let machine = self.machine.as_ref().ok_or(Denial::BeforeStart)?;
+                self.resources.patch_vsock(change, |limiter| machine.change_vsock(&limits(limiter)))
             }
         }
     }

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 
 use devices::clock::monotonic_ns;
-use devices::limiter::{Group, LimiterSpec};
+use devices::limiter::Group;
 
 use super::config::{HostFiles, VmResources};
-use super::planning::limiter_spec;
+use super::planning::limits;
 use super::{Denial, GroupError, Outcome};
 use crate::spec::RateLimiter;
 
@@ -22,10 +22,6 @@ struct Entry {
 #[derive(Default)]
 pub(super) struct Groups(BTreeMap<String, Entry>);
 
-fn limits(spec: RateLimiter) -> LimiterSpec {
-    spec.effective().map_or_else(LimiterSpec::default, limiter_spec)
-}
-
 impl Groups {
     /// Makes a group, or gives one that is there other limits.
     pub(super) fn put(&mut self, id: &str, spec: RateLimiter) -> Result<(), GroupError> {
@@ -34,11 +30,11 @@ impl Groups {
         match self.0.get_mut(id) {
             Some(entry) => {
                 entry.spec = spec;
-                entry.group.set(&limits(spec), monotonic_ns());
+                entry.group.set(&limits(spec.effective()), monotonic_ns());
             }
             None if full => return Err(GroupError::TooMany(GROUPS_MAX)),
             None => {
-                let group = Group::new(&limits(spec), monotonic_ns());
+                let group = Group::new(&limits(spec.effective()), monotonic_ns());
                 self.0.insert(id.to_owned(), Entry { spec, group });
             }
         }

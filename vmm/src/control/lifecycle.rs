@@ -85,6 +85,8 @@ pub fn admit(state: State, command: &Command) -> Verdict {
         | Command::FlushMetrics
         | Command::PatchDrive(_)
         | Command::PatchNetworkInterface(_)
+        | Command::PatchEntropy(_)
+        | Command::PatchVsock(_)
         | Command::Unplug(_) => match state {
             Running | Paused => Verdict::Do,
             NotStarted => Verdict::Deny(Denial::BeforeStart),
@@ -142,6 +144,8 @@ mod tests {
                 rx_rate_limiter: None,
                 tx_rate_limiter: None,
             }),
+            Command::PatchEntropy(RateLimiter::default()),
+            Command::PatchVsock(RateLimiter::default()),
             Command::Unplug(Unplug::Drive(String::new())),
             Command::Unplug(Unplug::NetworkInterface(String::new())),
         ]

@@ -51,10 +51,7 @@ impl Driver {
             root: self.resources.drives().first().and_then(root_of),
             drives: self.resources.drives().iter().map(|drive| self.drive_plan(drive)).collect(),
             nets: self.resources.nets().iter().map(|net| self.net_plan(net)).collect(),
-            entropy: self
-                .resources
-                .entropy()
-                .map(|entropy| entropy.rate_limiter.map_or_else(LimiterSpec::default, limiter_spec)),
+            entropy: self.resources.entropy().map(|entropy| limits(entropy.rate_limiter)),
             vsock: self.resources.vsock().map(|vsock| self.vsock_plan(vsock)).transpose()?,
             pci: self.options.pci,
             boot_timer: self.options.boot_timer,
@@ -67,7 +64,7 @@ impl Driver {
         let host = UnixHost::new(Arc::clone(&vsock.sockets), self.options.descriptors_max).map_err(|e| {
             Denial::Start(format!("the socket device's host side can't wait for events: {e}"))
         })?;
-        let limits = vsock.spec.rate_limiter.map_or_else(LimiterSpec::default, limiter_spec);
+        let limits = limits(vsock.spec.rate_limiter);
         Ok(VsockPlan { guest_cid: vsock.spec.guest_cid, host, limits })
     }
 
@@ -105,7 +102,7 @@ pub(super) fn drive_plan(drive: &DriveEntry<Host>, group: Option<&Group>) -> Dri
                 CacheType::Writeback => Cache::Writeback,
             },
             serial: spec.serial.clone().unwrap_or_else(|| spec.id.clone()),
-            limits: spec.limiter.map_or_else(LimiterSpec::default, limiter_spec),
+            limits: limits(spec.limiter),
             group: group.cloned(),
             queues: NonZeroU16::MIN,
         },
@@ -116,7 +113,6 @@ pub(super) fn drive_plan(drive: &DriveEntry<Host>, group: Option<&Group>) -> Dri
 
 pub(super) fn net_plan(net: &NetEntry<Host>, group: Option<&Group>) -> NetPlan {
     let spec = &net.spec;
-    let limits = |limiter: Option<RateLimiter>| limiter.map_or_else(LimiterSpec::default, limiter_spec);
     NetPlan {
         id: spec.iface_id.clone(),
         tap: net.tap.clone(),
@@ -152,6 +148,11 @@ pub(super) fn bucket_spec(bucket: TokenBucket) -> BucketSpec {
     }
 }
 
-pub(super) fn limiter_spec(limiter: RateLimiter) -> LimiterSpec {
+/// What a limiter that may be missing is in the device's terms.
+pub(super) fn limits(limiter: Option<RateLimiter>) -> LimiterSpec {
+    limiter.map_or_else(LimiterSpec::default, limiter_spec)
+}
+
+fn limiter_spec(limiter: RateLimiter) -> LimiterSpec {
     LimiterSpec { bytes: limiter.bandwidth.map(bucket_spec), ops: limiter.ops.map(bucket_spec) }
 }

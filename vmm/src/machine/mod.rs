@@ -117,4 +117,20 @@ impl Machine {
             net.worker.handle().kick_all();
         }
     }
+
+    /// Changes the limits of the entropy device.
+    pub fn change_entropy(&self, limits: LimiterSpec) {
+        if let Some(entropy) = &self.entropy {
+            entropy.handle.set_limits(limits);
+            entropy.worker.handle().kick_all();
+        }
+    }
+
+    /// Changes the limits of the socket device.
+    pub fn change_vsock(&self, limits: &LimiterSpec) {
+        if let Some(vsock) = &self.vsock {
+            vsock.handle.set_limits(limits);
+            vsock.worker.handle().kick_all();
+        }
+    }
 }

@@ -58,6 +58,14 @@ impl RateLimiter {
     }
 }
 
+/// New limits for a device that has one limiter: the random number device, the socket device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RateLimiterPatch {
+    /// A bucket that is missing stays as it is, one of zeros takes the limit away.
+    pub rate_limiter: RateLimiter,
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

@@ -30,7 +30,7 @@ pub use drive::{
 };
 pub use entropy::Entropy;
 pub use id::{IdError, InstanceId, InstanceIdError, check_resource_id};
-pub use limiter::{RateLimiter, TokenBucket};
+pub use limiter::{RateLimiter, RateLimiterPatch, TokenBucket};
 pub use logger::{LogLevel, Logger};
 pub use machine::{
     CpuTemplate, HugePages, MEM_SIZE_DEFAULT_MIB, MachineConfig, MachineConfigError, MachineConfigPatch,

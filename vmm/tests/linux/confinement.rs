@@ -195,6 +195,9 @@ fn every_request(vm: &Vm) {
         json!({"iface_id": "eth0", "rx_rate_limiter": limit, "tx_rate_limiter": limit}),
     );
     done("/rate-limiter-groups/io", limit.clone());
+    for path in ["/entropy", "/vsock"] {
+        done(path, json!({"rate_limiter": limit}));
+    }
     done("/vm", json!({"state": "Paused"}));
     done("/vm", json!({"state": "Resumed"}));
     done("/network-interfaces/eth1", json!({"iface_id": "eth1", "tx_rate_limiter": limit}));

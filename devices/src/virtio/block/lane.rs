@@ -379,7 +379,7 @@ impl Part for Lane {
     }
 
     /// Not while everything is in flight: then an answer of the host is what to wait for.
-    fn peek(&self) -> bool {
+    fn peek(&self, _queue: u16) -> bool {
         !self.flights.as_ref().is_some_and(Flights::is_full) && self.ring.has_more(&self.session.ram)
     }
 

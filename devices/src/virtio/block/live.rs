@@ -75,7 +75,7 @@ impl Running for Live {
     }
 
     fn peek(&self, queue: u16) -> bool {
-        self.lanes.get(usize::from(queue)).and_then(Option::as_ref).is_some_and(|lane| lane.peek())
+        self.lanes.get(usize::from(queue)).and_then(Option::as_ref).is_some_and(|lane| lane.peek(queue))
     }
 
     fn settle(&mut self) {

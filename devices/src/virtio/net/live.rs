@@ -143,6 +143,22 @@ impl Running for Live {
         }
     }
 
+    fn set_polled(&mut self, on: bool) {
+        self.first.set_polled(on);
+        self.kept().for_each(|pair| pair.with((), |pair| pair.set_polled(on)));
+    }
+
+    fn peek(&self, queue: u16) -> bool {
+        match usize::from(queue / 2).checked_sub(1) {
+            None => self.first.peek(queue),
+            Some(index) => self
+                .further
+                .get(index)
+                .filter(|further| !further.split_off)
+                .is_some_and(|further| further.pair.with(false, |pair| pair.peek(queue))),
+        }
+    }
+
     fn sources(&self) -> Vec<RawFd> {
         let kept = self.kept().filter_map(|pair| pair.with(None, Pair::watched));
         std::iter::once(self.first.port.wire.fd()).chain(kept).collect()

@@ -151,6 +151,18 @@ impl Pair {
         self.serve_rx()
     }
 
+    /// As [`crate::virtio::Running::set_polled`], of what the driver sends: frames for it come by the wire, which is watched.
+    pub(super) fn set_polled(&mut self, on: bool) {
+        if let Some(tx) = &mut self.tx {
+            tx.polled = on;
+        }
+    }
+
+    /// As [`crate::virtio::Running::peek`].
+    pub(super) fn peek(&self, queue: u16) -> bool {
+        !queue.is_multiple_of(2) && self.tx.as_ref().is_some_and(|tx| tx.ring.has_more(&self.session.ram))
+    }
+
     fn serve_rx(&mut self) -> Served {
         // Once the driver gave up the pair it gets no frames on it (virtio 1.2 §5.1.6.5.5.1).
         let Some(rx) = self.rx.as_mut().filter(|_| self.port.active) else { return Served::Drained };
@@ -254,6 +266,14 @@ impl Part for SharedPair {
 
     fn ready(&mut self) -> Served {
         self.with(Served::Drained, Pair::ready)
+    }
+
+    fn set_polled(&mut self, on: bool) {
+        self.with((), |pair| pair.set_polled(on));
+    }
+
+    fn peek(&self, queue: u16) -> bool {
+        self.with(false, |pair| pair.peek(queue))
     }
 
     fn source(&mut self) -> Option<RawFd> {

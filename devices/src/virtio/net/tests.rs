@@ -356,3 +356,21 @@ fn a_stopped_card_holds_no_buffer_of_its_last_driver() {
     assert_eq!(device.ready(0), Served::Drained);
     assert_eq!(rig.tap.traffic().incoming.len(), 1, "no buffer yet");
 }
+
+#[test]
+fn a_polled_card_finds_what_is_to_be_sent_without_a_kick_and_asks_for_kicks_again_when_it_is_polled_no_more()
+{
+    let mut rig = Rig::new();
+    rig.device.set_polled(true);
+    assert_eq!([rig.device.serve(0), rig.device.serve(1)], [Served::Drained; 2]);
+    rig.buffers(1, 2048);
+    assert!(rig.tx.kicks_suppressed() && ![0, 1, 2, 3].iter().any(|queue| rig.device.peek(*queue)));
+    ram::write(&rig.ram, DATA, &frame(100));
+    rig.tx.send(&[give(DATA, 100)]);
+    assert!(rig.device.peek(1) && !rig.device.peek(0));
+    assert_eq!(rig.device.serve(1), Served::Drained);
+    assert!(!rig.device.peek(1) && rig.tap.traffic().sent.len() == 1);
+    rig.device.set_polled(false);
+    assert_eq!(rig.device.serve(1), Served::Drained);
+    assert!(!rig.tx.kicks_suppressed());
+}

@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use super::HEADER_BYTES;
 use super::pair::{FRAMES_PER_BATCH, Port};
+use crate::clock::monotonic_ns;
 use crate::mem::Ram;
 use crate::virtio::Served;
-use crate::virtio::queue::{Chain, Ring, RingError, resolve};
+use crate::virtio::queue::{Chain, Linger, Ring, RingError, resolve};
 
 /// Bytes of an Ethernet header: no frame is shorter.
 const ETHERNET_BYTES: usize = 14;
@@ -22,21 +23,29 @@ const SLICES_AT_FIRST: usize = 32;
 pub(super) struct Tx {
     pub(super) ring: Ring,
     chain: Chain,
+    linger: Linger,
+    /// Somebody looks whether there is more: no kick is needed.
+    pub(super) polled: bool,
 }
 
 impl Tx {
     pub(super) fn new(ring: Ring) -> Self {
         let chain = Chain::with_room_for(ring.size());
-        Self { ring, chain }
+        Self { ring, chain, linger: Linger::default(), polled: false }
     }
 
     /// Sends until the guest has no more frames, a limit is reached, the host is busy or the batch full.
     pub(super) fn batch(&mut self, port: &mut Port, ram: &Ram) -> Result<Served, RingError> {
         let mut slices = Vec::with_capacity(SLICES_AT_FIRST);
         self.ring.suppress_kicks(ram)?;
-        for _ in 0..FRAMES_PER_BATCH {
+        self.linger.begin(monotonic_ns());
+        for turn in 0..FRAMES_PER_BATCH {
             if !self.ring.pop(ram, &mut self.chain)? {
-                if self.ring.rearm(ram)? {
+                // A sender that goes on meanwhile takes back by itself what was sent (the used index says so).
+                if turn > 0 && self.linger.finds(|| self.ring.has_more(ram)) {
+                    continue;
+                }
+                if !self.polled && self.ring.rearm(ram)? {
                     self.ring.suppress_kicks(ram)?;
                     continue;
                 }

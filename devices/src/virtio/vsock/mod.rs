@@ -77,15 +77,24 @@ struct Shared {
     metrics: VsockMetrics,
 }
 
-/// Observes a device from any thread, running or not.
+/// Changes and observes a device from any thread, running or not.
 #[derive(Clone)]
-pub struct VsockHandle(Arc<Shared>);
+pub struct VsockHandle {
+    shared: Arc<Shared>,
+    limits: Group,
+}
 
 impl VsockHandle {
+    /// Puts these rate limits, with full buckets, in place of the present ones. A queue that waits for old ones does not know:
+    /// kick it.
+    pub fn set_limits(&self, limits: &LimiterSpec) {
+        self.limits.set(limits, monotonic_ns());
+    }
+
     /// What the device did so far.
     #[must_use]
     pub fn metrics(&self) -> &VsockMetrics {
-        &self.0.metrics
+        &self.shared.metrics
     }
 }
 
@@ -94,6 +103,7 @@ pub struct Vsock {
     config: Arc<ConfigSpace>,
     shared: Arc<Shared>,
     mux: mux::Mux,
+    limits: Group,
     rx_limiter: Limiter,
     tx_limiter: Limiter,
 }
@@ -107,14 +117,15 @@ impl Vsock {
         let config = ConfigSpace::new(u64::from(options.guest_cid).to_le_bytes().to_vec());
         let limits = Group::new(&options.limits, monotonic_ns());
         let limiter = || Limiter::sharing(&limits, None);
+        let (rx_limiter, tx_limiter) = (limiter(), limiter());
         let mux = mux::Mux::new(host, options, Arc::clone(&shared));
-        Self { config, mux, shared, rx_limiter: limiter(), tx_limiter: limiter() }
+        Self { config, mux, shared, limits, rx_limiter, tx_limiter }
     }
 
     /// A handle for the control thread.
     #[must_use]
     pub fn handle(&self) -> VsockHandle {
-        VsockHandle(Arc::clone(&self.shared))
+        VsockHandle { shared: Arc::clone(&self.shared), limits: self.limits.clone() }
     }
 }
 

@@ -85,6 +85,8 @@ pub struct Place<'a> {
     pub uid: u32,
     /// Values for its cgroup, and which version.
     pub cgroup: &'a Cgroup,
+    /// Whether the kernel's vhost-net moves the frames of its interfaces.
+    pub vhost_net: bool,
 }
 
 /// What its cgroup is given.
@@ -152,7 +154,10 @@ pub fn spawn(place: &Place<'_>, parts: Parts, ends: VmmEnds, log: File) -> io::R
         requests.push((format!("/drives/{}", disk.id), body));
     }
     for net in parts.nets {
-        let body = json!({ "iface_id": net.id, "host_dev_name": lend(net.tap), "guest_mac": net.mac });
+        let mut body = json!({ "iface_id": net.id, "host_dev_name": lend(net.tap), "guest_mac": net.mac });
+        if place.vhost_net {
+            body["vhost"] = true.into();
+        }
         requests.push((format!("/network-interfaces/{}", net.id), body));
     }
     requests.push(("/entropy".to_owned(), json!({})));
@@ -185,6 +190,9 @@ fn words(place: &Place<'_>, fds: usize, log_path: &str) -> Vec<OsString> {
     words.push("--new-session".into());
     // TAP devices come open; the VMM has nothing to do with any network itself.
     words.push("--new-netns".into());
+    if place.vhost_net {
+        words.push("--vhost-net".into());
+    }
     words.push("--".into());
     words.extend(["--enable-pci", "--log-path", log_path, "--show-level"].map(OsString::from));
     words
@@ -218,5 +226,51 @@ impl Requests {
             client.put(path, body).await?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the jailer is started with, and the VMM is asked for, of a VM with an interface.
+    fn launched(vhost_net: bool) -> (String, Vec<(String, Value)>) {
+        let dir = tempfile::tempdir().unwrap();
+        let said = dir.path().join("said");
+        let null = || File::options().read(true).write(true).open("/dev/null").unwrap();
+        let nets = vec![NetPart { id: "eth0".into(), mac: "02:00:00:00:00:01".into(), tap: null().into() }];
+        let parts = Parts {
+            vcpus: 1,
+            memory_mib: 64,
+            kernel: null(),
+            initrd: None,
+            kernel_args: String::new(),
+            disks: Vec::new(),
+            nets,
+        };
+        let cgroup = Cgroup::default();
+        let place = Place {
+            jailer: "/bin/echo".as_ref(),
+            vmm: "/vmm".as_ref(),
+            jails: dir.path(),
+            id: "vm-1",
+            uid: 7,
+            cgroup: &cgroup,
+            vhost_net,
+        };
+        let ends = VmmEnds { stdin: null(), stdout: File::create(&said).unwrap() };
+        let (mut child, requests) = spawn(&place, parts, ends, null()).unwrap();
+        assert!(child.wait().unwrap().success());
+        (std::fs::read_to_string(said).unwrap(), requests.0)
+    }
+
+    #[test]
+    fn the_jail_has_vhost_net_and_the_vmm_is_asked_for_it_only_where_the_host_allows_it() {
+        for vhost_net in [false, true] {
+            let (words, requests) = launched(vhost_net);
+            assert_eq!(words.split(" -- ").next().unwrap().contains(" --vhost-net"), vhost_net, "{words}");
+            let interface = requests.iter().find(|(path, _)| path == "/network-interfaces/eth0").unwrap();
+            assert_eq!(interface.1["vhost"] == true, vhost_net, "{interface:?}");
+        }
     }
 }

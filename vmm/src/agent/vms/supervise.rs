@@ -456,6 +456,7 @@ impl Task {
                 id: &name,
                 uid,
                 cgroup: &cgroup,
+                vhost_net: config.vhost_net,
             };
             launch::spawn(&place, parts, ends, log)
         })

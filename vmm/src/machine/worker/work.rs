@@ -32,7 +32,7 @@ impl Work {
     pub(super) fn peek(&self, queue: u16) -> bool {
         match self {
             Self::Device(device) => device.peek(queue),
-            Self::Part(part) => part.peek(),
+            Self::Part(part) => part.peek(queue),
         }
     }
 

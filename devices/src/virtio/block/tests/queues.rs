@@ -124,7 +124,7 @@ fn a_polled_queue_is_found_without_a_kick_and_asks_for_kicks_again_when_it_is_po
     part.set_polled(true);
     assert_eq!(part.serve(1), Served::Drained);
     many.guests[1].send_write(1, 0x22);
-    assert!(part.peek() && !many.device.peek(1) && many.guests[1].driver.kicks_suppressed());
+    assert!(part.peek(1) && !many.device.peek(1) && many.guests[1].driver.kicks_suppressed());
     part.end();
 }
 

@@ -488,3 +488,17 @@ proptest! {
         prop_assert_eq!(many.irq.resets_asked(), many.handle.metrics().broken.get());
     }
 }
+
+#[test]
+fn a_pair_is_looked_at_by_whom_it_is_served() {
+    let mut many = Many::new(2);
+    assert_eq!(many.use_pairs(2), OK);
+    many.sends(1, 100);
+    assert!(many.device.peek(3) && !many.device.peek(1) && !many.device.peek(4));
+    let mut part = many.device.split_off(2).unwrap();
+    part.set_polled(true);
+    assert!(part.peek(3) && !part.peek(2) && !many.device.peek(3));
+    assert_eq!(part.serve(3), Served::Drained);
+    assert!(!part.peek(3) && many.guests[1][1].kicks_suppressed());
+    part.end();
+}

@@ -63,3 +63,21 @@ fn a_held_direction_goes_on_whichever_event_comes_when_it_may() {
     assert!(rig.tx.used().is_some());
     assert_eq!(rig.host.world().ends[end].bytes(), b"onetwo");
 }
+
+#[test]
+fn new_limits_hold_from_the_next_event_on() {
+    let clock = FakeClock::at(0);
+    let mut rig = Rig::limited(LimiterSpec { bytes: None, ops: per_second(1) });
+    let end = rig.connected(STREAM, PORTS);
+    assert_eq!(rig.says(b"one"), Served::Drained);
+    assert!(matches!(rig.says(b"two"), Served::After(_)));
+    rig.handle.set_limits(&LimiterSpec::default());
+    assert_eq!(rig.serve(), Served::Drained);
+    assert_eq!(rig.says(b"three"), Served::Drained);
+    assert_eq!(rig.host.world().ends[end].bytes(), b"onetwothree");
+    rig.handle.set_limits(&LimiterSpec { bytes: per_second(4), ops: None });
+    assert_eq!(rig.says(b"four"), Served::Drained, "full buckets");
+    assert_eq!(rig.says(b"five"), Served::After(Duration::from_secs(1)));
+    clock.advance(Duration::from_secs(1));
+    assert_eq!(rig.serve(), Served::Drained);
+}
