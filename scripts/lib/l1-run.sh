@@ -42,7 +42,7 @@ l1_run() {
     tail -s 0.1 -c +1 --pid="$qemu" -f "$run/out" & local tails=($!)
     [ -e "$run/merged" ] || { tail -s 0.1 -c +1 --pid="$qemu" -f "$run/err" >&2 & tails+=($!); }
     L1_PIDS+=("${tails[@]}")
-    _l1_await "$qemu" || { kill "$qemu" 2>/dev/null || true; }
+    _l1_await "$qemu" || { kill -KILL "$qemu" 2>/dev/null || true; }
     wait "$qemu" 2>/dev/null || true
     wait "${tails[@]}" 2>/dev/null || true
     _l1_verdict "$run"
