@@ -48,6 +48,35 @@ def table(figures, kind):
     return ["", "", *names, "best of ours / best peer"], rows, reached
 
 
+def best_of(values, mine):
+    """The best of ours, or of the peers, and whose it is."""
+    of = {name: value for name, value in values.items() if name != "native" and ours(name) == mine}
+    return max(of.items(), key=lambda item: item[1], default=(None, None))
+
+
+def summary(record):
+    """A line for each case: the native figure, our best, each peer's best, and what a request costs with the best of ours and of theirs."""
+    figures = medians(record)
+    by = {what: medians(record, what) for what in ("exits", "interrupts", "calls")}
+    variant = lambda name, base: f" ({name.removeprefix(base).strip('-')})" if name.removeprefix(base).strip("-") else ""
+    grouped = lambda value: f"{value:,.0f}" if value >= 100 else number(value)
+    rows = []
+    for case, of in figures.items():
+        own, peer = best_of(of, True), best_of(of, False)
+        if own[0] is None or peer[0] is None:
+            continue
+        cells = [f"{words(case)}, {paths.unit(bare(case))[0]}", grouped(of["native"]) if "native" in of else "", grouped(own[1]) + variant(own[0], "yun-pci")]
+        for base in ("firecracker", "qemu-microvm", "qemu-q35"):
+            name, value = max(((name, value) for name, value in of.items() if name.startswith(base)), key=lambda item: item[1], default=("", None))
+            cells.append("" if value is None else grouped(value) + variant(name, base))
+        cells.append(f"{own[1] / peer[1]:.2f}")
+        for what in by:
+            cost = by[what].get(case, {})
+            cells.append(", ".join(number(cost[name]) if name in cost else "-" for name in (own[0], peer[0])))
+        rows.append(cells)
+    return ["", "native", "yun", "Firecracker", "QEMU microvm", "QEMU q35", "yun / best peer", "exits: yun, best peer", "interrupts", "system calls"], rows
+
+
 def costs(record, kind):
     """Exits, interrupts and system calls for each request."""
     by = {what: medians(record, what) for what in ("exits", "interrupts", "calls")}
@@ -61,22 +90,28 @@ def costs(record, kind):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--markdown", action="store_true")
+    parser.add_argument("--summary", action="store_true")
     parser.add_argument("--pictures", help="directory for a picture of each path")
     parser.add_argument("--load", help="file with the load of the machine outside: average, running/all, a line each")
     parser.add_argument("file")
     options = parser.parse_args()
     record = record_of(options)
     figures = medians(record)
+    if options.summary:
+        show(*summary(record), options.markdown)
     for kind in paths.KINDS:
         header, rows, reached = table(figures, kind)
         if not rows:
+            continue
+        if options.pictures:
+            picture.draw(f"{options.pictures}/{kind}.svg", kind, {words(case): of for case, of in figures.items() if paths.kind_of(case) == kind})
+        if options.summary:
+            print(f"\n{kind}: {reached} of {len(rows)} at least {WANTED} times the best peer")
             continue
         show(header, rows, options.markdown, words=(0, 1))
         print(f"\n{reached} of {len(rows)} at least {WANTED} times the best peer\n")
         show(*costs(record, kind), options.markdown, words=(0, 1))
         print()
-        if options.pictures:
-            picture.draw(f"{options.pictures}/{kind}.svg", kind, {words(case): of for case, of in figures.items() if paths.kind_of(case) == kind})
     load = record.get("load")
     print(f"{record['rounds']} rounds in {record['seconds']} s, {record['cpus']} CPUs, kernel {record['kernel']}" + (f"; load of the machine {statistics.median(load):.1f} (median)" if load else ""))
     failed = [sample for sample in record["samples"] if sample["case"] == "failed"]
