@@ -104,7 +104,8 @@ class Bench:
         place = mount if subprocess.run(["mount", "-o", "loop", disk, mount], check=False).returncode == 0 else self.work
         self.drive = f"{place}/drive"
         # As do the VMMs that are to start fast, and the guest's images: this checkout may be on a slower kind of file system.
-        shutil.copy(f"{self.options.yun}-jailer", f"{place}/yun-jailer")
+        for beside in ("jailer", "other"):
+            shutil.copy(f"{self.options.yun}-{beside}", f"{place}/yun-{beside}")
         for name in ("yun", "firecracker"):
             shutil.copy(getattr(self.options, name), f"{place}/{name}")
             setattr(self.options, name, f"{place}/{name}")

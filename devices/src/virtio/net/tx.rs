@@ -16,6 +16,9 @@ const ETHERNET_BYTES: usize = 14;
 const FRAME_BYTES_MAX: usize = HEADER_BYTES + ETHERNET_BYTES + 8 + 65_535;
 /// When to try again after the host was busy: about a full queue's time on a fast wire.
 const RETRY: Duration = Duration::from_millis(1);
+/// Nanoseconds for which the queue is looked at for more at most (see [`Linger`]): what the wire has, acknowledgements among it, waits
+/// meanwhile.
+const LOOK_MAX_NS: u64 = 400_000;
 /// Slices a batch starts with room for: Linux scatters a frame over at most 18.
 const SLICES_AT_FIRST: usize = 32;
 
@@ -31,7 +34,7 @@ pub(super) struct Tx {
 impl Tx {
     pub(super) fn new(ring: Ring) -> Self {
         let chain = Chain::with_room_for(ring.size());
-        Self { ring, chain, linger: Linger::default(), polled: false }
+        Self { ring, chain, linger: Linger::with_longest(LOOK_MAX_NS), polled: false }
     }
 
     /// Sends until the guest has no more frames, a limit is reached, the host is busy or the batch full.

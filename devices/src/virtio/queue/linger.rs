@@ -4,27 +4,29 @@
 //! exits or three for each, where the burst could have had one kick and one interrupt. So it looks a little longer, by how long the
 //! driver takes from one request to the next, and at most for half the time from one batch to the next: quick machines look for
 //! microseconds, slow ones longer. A driver that waits for its one request is held up by that, so a device that looked for nothing looks
-//! ever more seldom.
+//! ever more seldom, and shorter: how long it would have had to look it learns when the next request comes.
 
 use crate::clock::monotonic_ns;
 
-/// The shortest and the longest look, in nanoseconds.
-const LOOK_NS: (u64, u64) = (2_000, 400_000);
+/// The shortest look, in nanoseconds, and the longest where a thread has nothing else to do.
+const LOOK_NS: (u64, u64) = (2_000, 1_000_000);
 /// How long a batch may look, in gaps between requests and in nanoseconds at least and at most: by so much an interrupt is late.
 const BATCH_GAPS: u64 = 16;
-const BATCH_NS: (u64, u64) = (20_000, 1_000_000);
+const BATCH_NS: (u64, u64) = (20_000, 2_000_000);
 /// Batches that begin further apart, in nanoseconds, say nothing about how quick the driver is.
-const PERIOD_NS: u64 = 1_000_000;
+const PERIOD_NS: u64 = 2_000_000;
 /// Looks at the queue between two at the clock.
 const LOOKS: u32 = 8;
 /// Looks at the clock at most: if it stood still, this would not.
-const CLOCK_LOOKS: u32 = 4_000;
+const CLOCK_LOOKS: u32 = 10_000;
 /// Batches without a look, at most, after looks that found nothing.
 const PAUSE_MAX: u32 = 63;
 
 /// What a queue has learnt of its driver.
 #[derive(Debug)]
 pub struct Linger {
+    /// The longest look.
+    look_max_ns: u64,
     /// Nanoseconds from one request to the next within a burst: a moving average.
     gap_ns: u64,
     /// Nanoseconds from one batch to the next: likewise.
@@ -37,28 +39,47 @@ pub struct Linger {
     /// When the batch's first look began, if there was one; whether one of this batch found anything.
     began_ns: Option<u64>,
     found: bool,
+    /// When the last look began, if that was for nothing: the next request tells how long it should have been.
+    missed_ns: Option<u64>,
 }
 
 impl Default for Linger {
     fn default() -> Self {
+        Self::with_longest(LOOK_NS.1)
+    }
+}
+
+impl Linger {
+    /// One whose looks last `look_max_ns` at most, because something else waits meanwhile.
+    #[must_use]
+    pub fn with_longest(look_max_ns: u64) -> Self {
         Self {
-            gap_ns: LOOK_NS.1 / 4,
+            look_max_ns,
+            gap_ns: look_max_ns / 4,
             period_ns: LOOK_NS.0 * 8,
             batch_ns: 0,
             pause: 0,
             next_pause: 1,
             began_ns: None,
             found: false,
+            missed_ns: None,
         }
     }
-}
 
-impl Linger {
     /// A batch begins, now.
     pub fn begin(&mut self, now_ns: u64) {
         (self.began_ns, self.found) = (None, false);
+        if let Some(gap) = self.missed_ns.take().map(|began| now_ns.saturating_sub(began))
+            && gap <= self.look_max_ns
+        {
+            self.learn(gap);
+        }
         let period = now_ns.saturating_sub(std::mem::replace(&mut self.batch_ns, now_ns)).min(PERIOD_NS);
         self.period_ns = (self.period_ns * 7 + period) / 8;
+    }
+
+    fn learn(&mut self, gap_ns: u64) {
+        self.gap_ns = (self.gap_ns * 7 + gap_ns) / 8;
     }
 
     /// The queue is empty: whether there is `more` if one waits a little.
@@ -69,7 +90,7 @@ impl Linger {
         }
         let begin = monotonic_ns();
         let batch = (self.gap_ns * BATCH_GAPS).clamp(BATCH_NS.0, BATCH_NS.1);
-        let look = (self.gap_ns * 4).min(self.period_ns / 2).clamp(LOOK_NS.0, LOOK_NS.1);
+        let look = (self.gap_ns * 4).min(self.period_ns / 2).clamp(LOOK_NS.0, self.look_max_ns);
         let end = (*self.began_ns.get_or_insert(begin) + batch).min(begin + look);
         let mut now = begin;
         for _ in 0..CLOCK_LOOKS {
@@ -79,7 +100,7 @@ impl Linger {
             for _ in 0..LOOKS {
                 if more() {
                     now = monotonic_ns();
-                    self.gap_ns = (self.gap_ns * 7 + now.saturating_sub(begin)) / 8;
+                    self.learn(now.saturating_sub(begin));
                     self.found = true;
                     self.next_pause = 1;
                     return true;
@@ -90,6 +111,8 @@ impl Linger {
         }
         // A burst has an end: only who found nothing at all looked in vain.
         if !self.found {
+            self.missed_ns = Some(begin);
+            self.gap_ns -= self.gap_ns / 8;
             self.pause = self.next_pause;
             self.next_pause = (self.next_pause * 2 + 1).min(PAUSE_MAX);
         }
@@ -159,6 +182,38 @@ mod tests {
         // The end of a burst is no reason to look less.
         linger.begin(monotonic_ns());
         assert!(look(&mut linger, 100, Some(2_000)).0);
+    }
+
+    #[test]
+    fn a_look_that_was_too_short_is_longer_the_next_time() {
+        let _clock = FakeClock::at(0);
+        let mut linger = Linger { gap_ns: 10_000, ..of_a_slow_machine() };
+        let mut lengths = Vec::new();
+        for _ in 0..40 {
+            linger.pause = 0;
+            linger.begin(monotonic_ns());
+            let (found, took) = look(&mut linger, 100, Some(600_000));
+            lengths.push(took);
+            if found {
+                break;
+            }
+            advance(Duration::from_nanos(700_000 - took));
+        }
+        assert!(lengths[0] < 50_000 && (600_000..610_000).contains(lengths.last().unwrap()), "{lengths:?}");
+    }
+
+    #[test]
+    fn looks_get_shorter_where_the_next_request_is_far_off() {
+        let _clock = FakeClock::at(0);
+        let mut linger = of_a_slow_machine();
+        let mut took = 0;
+        for _ in 0..100 {
+            linger.pause = 0;
+            linger.begin(monotonic_ns());
+            took = look(&mut linger, 100, None).1;
+            advance(Duration::from_millis(10));
+        }
+        assert!(took <= LOOK_NS.0 + 100 * u64::from(LOOKS), "{took}");
     }
 
     #[test]
