@@ -74,7 +74,10 @@ def summary(record):
             cost = by[what].get(case, {})
             cells.append(", ".join(number(cost[name]) if name in cost else "-" for name in (own[0], peer[0])))
         rows.append(cells)
-    return ["", "native", "yun", "Firecracker", "QEMU microvm", "QEMU q35", "yun / best peer", "exits: yun, best peer", "interrupts", "system calls"], rows
+    header = ["", "native", "yun", "Firecracker", "QEMU microvm", "QEMU q35", "yun / best peer", "exits: yun, best peer", "interrupts", "system calls"]
+    # Who took no part has no column.
+    kept = [column for column in range(len(header)) if any(row[column] for row in rows)]
+    return [header[column] for column in kept], [[row[column] for column in kept] for row in rows]
 
 
 def costs(record, kind):
