@@ -75,7 +75,8 @@ _l1_wait_for_socket() {
 # Waits for QEMU to end; false if the time is over first, or if L1 stands still: it gives a sign of life each five seconds, so none in
 # two minutes means that its CPUs wait for an interrupt that was lost, or turn in circles.
 _l1_await() {
-    local end=$((SECONDS + L1_TIMEOUT_S)) begun=$EPOCHSECONDS alive
+    # The first sign may take longer: a kernel starts before it.
+    local end=$((SECONDS + L1_TIMEOUT_S)) begun=$((EPOCHSECONDS + 180)) alive
     while kill -0 "$1" 2>/dev/null; do
         if [ "$SECONDS" -ge "$end" ]; then : >"$L1_RUN/timed-out"; return 1; fi
         alive=$(stat -c %Y "$L1_RUN/alive" 2>/dev/null) || alive=$begun

@@ -356,7 +356,6 @@ class QemuQ35Vhost(QemuQ35):
 
 ALL = (YunMmio, YunPci, Firecracker, QemuMicrovm, QemuQ35)
 # To be asked for by name.
-BUILDS = (YunPci, YunPciOther)
 CONFINEMENT = (YunBare, YunMmio, YunJailed)
 # Who takes part in measuring a path, each at its best there.
 PATHS = {
@@ -364,4 +363,4 @@ PATHS = {
     "net": (YunMmio, YunPci, YunPciVhost, Firecracker, QemuMicrovm, QemuQ35, QemuQ35Vhost),
     "vsock": (YunMmio, YunPci, Firecracker, QemuMicrovm, QemuQ35),
 }
-KNOWN = {kind.name: kind for kind in (*ALL, *BUILDS, *CONFINEMENT, *(kind for kinds in PATHS.values() for kind in kinds), QemuMicrovmVhost)}
+KNOWN = {kind.name: kind for kind in (*ALL, *CONFINEMENT, *(kind for kinds in PATHS.values() for kind in kinds), QemuMicrovmVhost, YunPciOther)}

@@ -24,25 +24,20 @@ impl Agent {
             let hint = hint.map(str::to_owned);
             findings.push(Finding { check: check.to_owned(), severity, message, hint });
         };
-        match fs::OpenOptions::new().read(true).write(true).open("/dev/kvm") {
-            Ok(_) => found("kvm", Severity::Ok, "/dev/kvm can be opened".to_owned(), None),
-            Err(error) => found(
-                "kvm",
-                Severity::Error,
-                format!("/dev/kvm can't be opened: {error}"),
-                Some("load kvm_intel or kvm_amd, and see that the firmware has virtualisation switched on"),
-            ),
-        }
-        if self.config.vhost_net {
-            // Opened, it has the module loaded that is behind it.
-            match fs::OpenOptions::new().read(true).write(true).open("/dev/vhost-net") {
-                Ok(_) => found("vhost-net", Severity::Ok, "/dev/vhost-net can be opened".to_owned(), None),
-                Err(error) => found(
-                    "vhost-net",
-                    Severity::Error,
-                    format!("/dev/vhost-net can't be opened: {error}"),
-                    Some("modprobe vhost_net, or start the agent without --vhost-net"),
-                ),
+        let kvm =
+            ("kvm", "load kvm_intel or kvm_amd, and see that the firmware has virtualisation switched on");
+        let vhost_net = ("vhost-net", "modprobe vhost_net, or start the agent without --vhost-net");
+        for (check, hint) in [Some(kvm), self.config.vhost_net.then_some(vhost_net)].into_iter().flatten() {
+            match fs::OpenOptions::new().read(true).write(true).open(format!("/dev/{check}")) {
+                Ok(_) => found(check, Severity::Ok, format!("/dev/{check} can be opened"), None),
+                Err(error) => {
+                    found(
+                        check,
+                        Severity::Error,
+                        format!("/dev/{check} can't be opened: {error}"),
+                        Some(hint),
+                    );
+                }
             }
         }
         for (check, path) in [("vmm", &self.config.vmm), ("jailer", &self.config.jailer)] {

@@ -464,13 +464,13 @@ impl<H: HostFiles> VmResources<H> {
     /// The same of the socket device.
     ///
     /// # Errors
-    /// [`VsockError::None`] if there is no such device.
+    /// [`VsockError::Absent`] if there is no such device.
     pub fn patch_vsock(
         &mut self,
         change: RateLimiter,
         apply: impl FnOnce(Option<RateLimiter>),
     ) -> Result<Outcome, Denial> {
-        let spec = &mut self.vsock.as_mut().ok_or(VsockError::None)?.spec;
+        let spec = &mut self.vsock.as_mut().ok_or(VsockError::Absent)?.spec;
         spec.rate_limiter = RateLimiter::merge(spec.rate_limiter, Some(change));
         apply(spec.rate_limiter);
         Ok(Outcome::Done)

@@ -247,5 +247,5 @@ pub enum VsockError {
     Bind(String),
     /// It is to change, and there is none.
     #[error("This microVM has no vsock device: it gets one by PUT /vsock before the start.")]
-    None,
+    Absent,
 }

@@ -50,9 +50,11 @@ impl Default for Linger {
 }
 
 impl Linger {
-    /// One whose looks last `look_max_ns` at most, because something else waits meanwhile.
+    /// One whose looks last `look_max_ns` nanoseconds at most, or the shortest look if that is longer, because something else waits
+    /// meanwhile. A batch may look several times.
     #[must_use]
     pub fn with_longest(look_max_ns: u64) -> Self {
+        let look_max_ns = look_max_ns.max(LOOK_NS.0);
         Self {
             look_max_ns,
             gap_ns: look_max_ns / 4,
