@@ -54,6 +54,8 @@ pub(super) struct Lane {
     pub(super) stalled: bool,
     /// Bytes moved since the driver was told.
     pub(super) unreported: u64,
+    /// The request that was carried out last was a flush.
+    flushed: bool,
     /// When the request that is being looked at was taken off the queue, as [`monotonic_ns`] says. The clock is read at the first
     /// of a batch and after each that was carried out here: until then those that an engine gets do not begin either.
     pub(super) popped_ns: u64,
@@ -81,6 +83,7 @@ impl Lane {
             new_source: None,
             stalled: false,
             unreported: 0,
+            flushed: false,
             popped_ns: 0,
             gate,
             polled: false,
@@ -140,8 +143,9 @@ impl Lane {
                 if self.begun_early()? {
                     continue;
                 }
-                // While something is in flight the next answer tells of the others.
+                // While something is in flight the next answer tells of the others. Who flushes waits for that.
                 if turn > 0
+                    && !self.flushed
                     && self.flights.as_ref().is_none_or(Flights::is_empty)
                     && self.linger.finds(|| self.ring.has_more(&ram))
                 {
@@ -254,6 +258,7 @@ impl Lane {
                 return (Ok(u32::try_from(n).expect("an identity is 20 bytes")), 0);
             }
         };
+        self.flushed = op == Op::Flush;
         let now = monotonic_ns();
         self.took(op, &outcome, self.popped_ns, now);
         // The next one is taken off the queue right after.

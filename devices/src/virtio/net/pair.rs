@@ -11,7 +11,7 @@ use super::{FrameIo, NetMetrics, QUEUE_SIZE, Shared};
 use crate::irq::Interrupt;
 use crate::limiter::Limiter;
 use crate::mem::Ram;
-use crate::virtio::queue::{Ring, RingError};
+use crate::virtio::queue::{Due, Ring, RingError};
 use crate::virtio::{Part, Served};
 
 /// Frames moved in one direction before the other gets its turn.
@@ -173,12 +173,18 @@ impl Pair {
             session.interrupt.queue(queue);
             metrics.rx_interrupts.inc();
         };
+        let before = metrics.rx_frames.get();
         let result = rx.batch(&mut self.port, &session.ram, &tell);
         let told = rx.ring.wants_interrupt(&session.ram).map(|wanted| {
             if wanted {
                 tell();
             }
         });
+        if metrics.rx_frames.get() != before
+            && let Some(tx) = &mut self.tx
+        {
+            tx.answered();
+        }
         session.settle(result.and_then(|served| told.map(|()| served)), &shared, metrics)
     }
 
@@ -186,14 +192,24 @@ impl Pair {
         let Some(tx) = &mut self.tx else { return Served::Drained };
         let session = &self.session;
         let result = tx.batch(&mut self.port, &session.ram);
-        let told = tx.ring.wants_interrupt(&session.ram).map(|wanted| {
-            if wanted {
-                session.interrupt.queue(self.port.index * 2 + 1);
-                self.port.metrics().tx_interrupts.inc();
-            }
+        let due = tx.interrupt(&session.ram);
+        self.settle_tx(result, due)
+    }
+
+    /// Interrupts for what was sent if that is due, and says when to look again.
+    fn settle_tx(&self, result: Result<Served, RingError>, due: Result<Due, RingError>) -> Served {
+        if matches!(due, Ok(Due::Now)) {
+            self.session.interrupt.queue(self.port.index * 2 + 1);
+            self.port.metrics().tx_interrupts.inc();
+        }
+        let result = result.and_then(|served| {
+            Ok(match (served, due?) {
+                (Served::Drained, Due::After(wait)) => Served::After(wait),
+                (Served::After(wait), Due::After(other)) => Served::After(wait.min(other)),
+                (served, _) => served,
+            })
         });
-        let result = result.and_then(|served| told.map(|()| served));
-        session.settle(result, &self.port.shared, self.port.metrics())
+        self.session.settle(result, &self.port.shared, self.port.metrics())
     }
 
     /// The wire's descriptor, to be watched from now on, if the driver may come to use the pair: a wire that is not attached
@@ -228,6 +244,10 @@ impl Pair {
             if self.session.is_broken() || self.serve_tx() != Served::More {
                 break;
             }
+        }
+        if let Some(tx) = &mut self.tx {
+            let due = tx.last_interrupt(&self.session.ram);
+            self.settle_tx(Ok(Served::Drained), due);
         }
         self.port.active = false;
         self.port.attach(false);

@@ -4,6 +4,7 @@ use std::time::Duration;
 use super::*;
 use crate::limiter::BucketSpec;
 use crate::mem::Ram;
+use crate::testing::clock::FakeClock;
 use crate::testing::irq::CountingIrq;
 use crate::testing::net::FakeTap;
 use crate::testing::queue::{Driver, give, take};
@@ -373,4 +374,32 @@ fn a_polled_card_finds_what_is_to_be_sent_without_a_kick_and_asks_for_kicks_agai
     rig.device.set_polled(false);
     assert_eq!(rig.device.serve(1), Served::Drained);
     assert!(!rig.tx.kicks_suppressed());
+}
+
+#[test]
+fn in_a_conversation_the_driver_hears_of_what_it_sent_by_the_answer() {
+    let clock = FakeClock::at(0);
+    let mut rig = Rig::with(&NetOptions::default(), u64::MAX);
+    rig.buffers(64, 2048);
+    let mut served = Vec::new();
+    for turn in 0..40u16 {
+        rig.tx.send(&[give(DATA, 100)]);
+        served.push(rig.device.serve(TX_QUEUE));
+        clock.advance(Duration::from_micros(300));
+        rig.arrives(frame(100));
+        assert_eq!(rig.device.ready(0), Served::Drained);
+        // It looks at the answer and takes back what was sent.
+        rig.tx.set_used_event(turn + 1);
+        rig.rx.set_used_event(turn + 1);
+    }
+    assert!(served[..8].iter().all(|served| *served == Served::Drained));
+    assert!(served[8..].iter().all(|served| matches!(served, Served::After(_))), "{served:?}");
+    assert_eq!((rig.metrics().tx_interrupts.get(), rig.metrics().rx_interrupts.get()), (8, 40));
+    // No answer comes, and nothing more is sent: it is told in time, and once.
+    rig.tx.send(&[give(DATA, 100)]);
+    let Served::After(wait) = rig.device.serve(TX_QUEUE) else { panic!("it is owed") };
+    clock.advance(wait);
+    assert_eq!(rig.device.serve(TX_QUEUE), Served::Drained);
+    assert_eq!(rig.device.serve(TX_QUEUE), Served::Drained);
+    assert_eq!(rig.metrics().tx_interrupts.get(), 9);
 }

@@ -8,7 +8,7 @@ use super::pair::{FRAMES_PER_BATCH, Port};
 use crate::clock::monotonic_ns;
 use crate::mem::Ram;
 use crate::virtio::Served;
-use crate::virtio::queue::{Chain, Linger, Ring, RingError, resolve};
+use crate::virtio::queue::{Chain, Deferral, Due, Linger, Ring, RingError, resolve};
 
 /// Bytes of an Ethernet header: no frame is shorter.
 const ETHERNET_BYTES: usize = 14;
@@ -19,6 +19,9 @@ const RETRY: Duration = Duration::from_millis(1);
 /// Nanoseconds for which the queue is looked at for more at most (see [`Linger`]): what the wire has, acknowledgements among it, waits
 /// meanwhile.
 const LOOK_MAX_NS: u64 = 400_000;
+/// How late the driver may hear of what was sent, if it has been answered in that time each time. Linux has no connection wait for that: TCP small
+/// queues hold a millisecond's worth, and the next answer has it take back what was sent.
+const DELAY: Duration = Duration::from_millis(4);
 /// Slices a batch starts with room for: Linux scatters a frame over at most 18.
 const SLICES_AT_FIRST: usize = 32;
 
@@ -27,6 +30,7 @@ pub(super) struct Tx {
     pub(super) ring: Ring,
     chain: Chain,
     linger: Linger,
+    deferral: Deferral,
     /// Somebody looks whether there is more: no kick is needed.
     pub(super) polled: bool,
 }
@@ -34,7 +38,34 @@ pub(super) struct Tx {
 impl Tx {
     pub(super) fn new(ring: Ring) -> Self {
         let chain = Chain::with_room_for(ring.size());
-        Self { ring, chain, linger: Linger::with_longest(LOOK_MAX_NS), polled: false }
+        let (linger, deferral) = (Linger::with_longest(LOOK_MAX_NS), Deferral::new(DELAY));
+        Self { ring, chain, linger, deferral, polled: false }
+    }
+
+    /// The driver was given frames.
+    pub(super) fn answered(&mut self) {
+        self.deferral.answered(monotonic_ns());
+    }
+
+    /// What becomes of the interrupt for what was sent.
+    pub(super) fn interrupt(&mut self, ram: &Ram) -> Result<Due, RingError> {
+        // A thread that looks for work does not sleep until something is due.
+        if self.polled {
+            self.deferral.tell(&mut self.ring, ram)
+        } else {
+            self.deferral.ask(&mut self.ring, ram, monotonic_ns())
+        }
+    }
+
+    /// Likewise, of a driver that will hear nothing more.
+    pub(super) fn last_interrupt(&mut self, ram: &Ram) -> Result<Due, RingError> {
+        self.deferral.tell(&mut self.ring, ram)
+    }
+
+    /// Gives the chain `head`, which held `bytes`, back.
+    fn finish(&mut self, ram: &Ram, head: u16, bytes: u64) -> Result<(), RingError> {
+        self.deferral.used(bytes);
+        self.ring.finish(ram, head, 0)
     }
 
     /// Sends until the guest has no more frames, a limit is reached, the host is busy or the batch full.
@@ -42,6 +73,7 @@ impl Tx {
         let mut slices = Vec::with_capacity(SLICES_AT_FIRST);
         self.ring.suppress_kicks(ram)?;
         self.linger.begin(monotonic_ns());
+        self.deferral.begin(&mut self.ring, ram)?;
         for turn in 0..FRAMES_PER_BATCH {
             if !self.ring.pop(ram, &mut self.chain)? {
                 // A sender that goes on meanwhile takes back by itself what was sent (the used index says so).
@@ -60,13 +92,13 @@ impl Tx {
             if !(HEADER_BYTES + ETHERNET_BYTES..=FRAME_BYTES_MAX).contains(&len) {
                 port.metrics().tx_dropped.inc();
                 port.shared.log(format_args!("a frame of {len} bytes with its header was dropped"));
-                self.ring.finish(ram, head, 0)?;
+                self.finish(ram, head, 0)?;
                 continue;
             }
             if !port.active {
                 // The driver said that it would send nothing here (virtio 1.2 §5.1.6.5.5.2).
                 port.metrics().tx_dropped.inc();
-                self.ring.finish(ram, head, 0)?;
+                self.finish(ram, head, 0)?;
                 continue;
             }
             let frame = (len - HEADER_BYTES) as u64;
@@ -97,7 +129,7 @@ impl Tx {
                 }
             }
             port.tx_limiter.charge(frame);
-            self.ring.finish(ram, head, 0)?;
+            self.finish(ram, head, frame)?;
         }
         Ok(Served::More)
     }

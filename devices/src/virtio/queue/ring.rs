@@ -155,6 +155,20 @@ impl Ring {
         Ok(self.queue.enable_notification(ram)?)
     }
 
+    /// As [`Ring::wants_interrupt`], of a driver that is not told now: if it wants an interrupt, the next call is about the same and
+    /// what was finished since.
+    ///
+    /// # Errors
+    /// As [`Ring::wants_interrupt`].
+    pub fn owes_interrupt(&mut self, ram: &GuestMemoryMmap<()>) -> Result<bool, RingError> {
+        let before = self.asked_at;
+        let owed = self.wants_interrupt(ram)?;
+        if owed {
+            self.asked_at = before;
+        }
+        Ok(owed)
+    }
+
     /// Whether the driver wants an interrupt for what was finished since the last call (virtio 1.2 §2.7.7).
     ///
     /// # Errors

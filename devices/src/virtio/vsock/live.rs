@@ -10,9 +10,12 @@ use zerocopy::{FromZeros, IntoBytes};
 
 use super::packet::{HEADER_BYTES, Header, Refusal};
 use super::{EVENT_QUEUE, F_SEQPACKET, RX_QUEUE, TX_QUEUE, Vsock};
+use crate::clock::monotonic_ns;
 use crate::irq::Interrupt;
 use crate::mem::{GuestMemoryMmap, Ram, VolatileSlice};
-use crate::virtio::queue::{Chain, Ring, RingError, advance, copy_in, copy_out, resolve, truncate};
+use crate::virtio::queue::{
+    Chain, Deferral, Due, Ring, RingError, advance, copy_in, copy_out, resolve, truncate,
+};
 use crate::virtio::{Granted, Idle, Running, Served};
 
 /// Packets moved in one direction before the other gets its turn.
@@ -20,6 +23,10 @@ const PACKETS_PER_BATCH: u32 = 64;
 
 /// Receive buffers filled by one receive, at most: 64 KiB of Linux's.
 const BUFFERS_AHEAD: usize = 16;
+
+/// How late the driver may hear of what was sent, if it goes on meanwhile: Linux takes nothing back before it hears of it, and gives
+/// nobody leave to send for it but where the queue is full.
+const DELAY: Duration = Duration::from_millis(8);
 
 /// A receive buffer that was popped and not filled yet.
 struct Held {
@@ -98,6 +105,7 @@ pub(super) struct Live {
     interrupt: Arc<dyn Interrupt>,
     rx: Option<Side>,
     tx: Option<Side>,
+    deferral: Deferral,
     /// The guest's packets wait until it takes answers.
     tx_stalled: bool,
     /// They wait for the rate limit.
@@ -121,6 +129,7 @@ impl Live {
             interrupt,
             rx,
             tx,
+            deferral: Deferral::new(DELAY),
             tx_stalled: false,
             tx_held: false,
             held_for: None,
@@ -132,7 +141,14 @@ impl Live {
     fn turn(&mut self, tx: bool, more: bool) -> Served {
         let result = self.try_turn(tx, more);
         let told = self.tell();
-        result.and_then(|served| told.map(|()| served)).unwrap_or_else(|error| {
+        let result = result.and_then(|served| {
+            Ok(match (served, told?) {
+                (Served::Drained, Some(wait)) => Served::After(wait),
+                (Served::After(wait), Some(other)) => Served::After(wait.min(other)),
+                (served, _) => served,
+            })
+        });
+        result.unwrap_or_else(|error| {
             self.broken = true;
             let mux = &mut self.vsock.mux;
             mux.metrics().broken.inc();
@@ -170,6 +186,7 @@ impl Live {
         self.tx_stalled = false;
         self.tx_held = false;
         ring.suppress_kicks(ram)?;
+        self.deferral.begin(ring, &self.ram)?;
         for _ in 0..PACKETS_PER_BATCH {
             if mux.is_choked() {
                 mux.metrics().tx_stalls.inc();
@@ -209,6 +226,7 @@ impl Live {
             if payload > 0 {
                 limiter.charge(payload);
             }
+            self.deferral.used(payload);
             ring.finish(ram, chain.head(), 0)?;
         }
         Ok(true)
@@ -271,6 +289,9 @@ impl Live {
             }
         };
         room.held.iter().for_each(|_| ring.undo_pop());
+        if handed > 0 {
+            self.deferral.answered(monotonic_ns());
+        }
         if self.held_for == held_before {
             // There was nothing to receive after all.
             limiter.release();
@@ -280,22 +301,26 @@ impl Live {
         Ok(more)
     }
 
-    /// Interrupts the driver for what was finished, if it wants that: once per queue and turn.
-    fn tell(&mut self) -> Result<(), RingError> {
+    /// Interrupts the driver for what was finished, if it wants that: once per queue and turn. How long it may wait to hear of what it
+    /// sent, if it does.
+    fn tell(&mut self) -> Result<Option<Duration>, RingError> {
         let metrics = self.vsock.mux.metrics();
-        let sides = [
-            (&mut self.rx, RX_QUEUE, &metrics.rx_interrupts),
-            (&mut self.tx, TX_QUEUE, &metrics.tx_interrupts),
-        ];
-        for (side, queue, counter) in sides {
-            if let Some(side) = side
-                && side.ring.wants_interrupt(&self.ram)?
-            {
-                self.interrupt.queue(queue);
-                counter.inc();
+        if let Some(Side { ring, .. }) = &mut self.rx
+            && ring.wants_interrupt(&self.ram)?
+        {
+            self.interrupt.queue(RX_QUEUE);
+            metrics.rx_interrupts.inc();
+        }
+        let Some(Side { ring, .. }) = &mut self.tx else { return Ok(None) };
+        match self.deferral.ask(ring, &self.ram, monotonic_ns())? {
+            Due::Never => Ok(None),
+            Due::After(wait) => Ok(Some(wait)),
+            Due::Now => {
+                self.interrupt.queue(TX_QUEUE);
+                metrics.tx_interrupts.inc();
+                Ok(None)
             }
         }
-        Ok(())
     }
 }
 
