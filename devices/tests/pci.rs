@@ -5,15 +5,15 @@ use std::sync::Arc;
 
 use devices::bus::BusDevice;
 use devices::mem::{GuestAddress, GuestMemoryMmap};
-use devices::pci::root::{PciEcam, PciFunction, PciRoot};
+use devices::pci::root::{Bar, PciBars, PciEcam, PciFunction, PciRoot};
 use devices::testing::fake::{CONFIG, FEATURES, FakeDevice, Probe};
 use devices::testing::owner::InlineOwner;
 use devices::testing::transport::{
-    BAR, CountingSink, PCI_DEVICE, PCI_MSIX_CONTROL, PCI_TABLE, QueueLayout, TransportDriver, Via,
+    BAR, CountingSink, PCI_DEVICE, PCI_MSIX_CONTROL, PCI_TABLE, PLACE, QueueLayout, TransportDriver, Via,
 };
 use devices::virtio::spec::{mmio, pci as spec, pci::common};
 use devices::virtio::transport::mmio::VENDOR;
-use devices::virtio::transport::pci::{PciTransport, notify_offset, vector_count};
+use devices::virtio::transport::pci::{PORTS_SIZE, PciTransport, notify_offset, notify_port, vector_count};
 
 const GOOD: QueueLayout = QueueLayout { size: 16, descriptors: 0x1_0000, driver: 0x1_1000, device: 0x1_2000 };
 const PENDING: u64 = 0x5000;
@@ -66,14 +66,14 @@ fn u16_at(driver: &TransportDriver, offset: u64) -> u16 {
     u16::from_le_bytes(data)
 }
 
-/// Offsets of the virtio capabilities by type.
-fn virtio_caps(function: &dyn PciFunction) -> BTreeMap<u8, u16> {
-    let mut caps = BTreeMap::new();
+/// Offsets of the virtio capabilities by type, in their order.
+fn virtio_caps(function: &dyn PciFunction) -> BTreeMap<u8, Vec<u16>> {
+    let mut caps: BTreeMap<u8, Vec<u16>> = BTreeMap::new();
     let mut at = config_u32(function, 0x34).to_le_bytes()[0];
     while at != 0 {
         let [id, next, _len, kind] = config_u32(function, u16::from(at)).to_le_bytes();
         if id == 0x09 {
-            caps.insert(kind, u16::from(at));
+            caps.entry(kind).or_default().push(u16::from(at));
         }
         at = next;
     }
@@ -85,7 +85,7 @@ fn a_function_says_what_it_is_through_the_root() {
     let ram = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x1000)]).expect("small");
     let sink = CountingSink::new(vector_count(2));
     let owner = Box::new(InlineOwner::new());
-    let function = Arc::new(PciTransport::new(FakeDevice::new().0, Arc::new(ram), owner, sink, BAR));
+    let function = Arc::new(PciTransport::new(FakeDevice::new().0, Arc::new(ram), owner, sink, PLACE));
     let root = PciRoot::new();
     assert_eq!(root.add(function), Ok(1));
     let ecam = PciEcam::new(Arc::new(root));
@@ -96,26 +96,33 @@ fn a_function_says_what_it_is_through_the_root() {
     };
     assert_eq!(read(0x00), 0x1044_1af4);
     assert_eq!(read(0x08), 0x00ff_0001);
-    assert_eq!(read(0x10), BAR);
+    assert_eq!([read(0x10), read(0x14)], [BAR, u32::from(PLACE.ports) | 1]);
     assert_eq!(read(0x2c), 0x1044_1af4);
     assert_eq!(read(0x3c) & 0xff00, 0, "no interrupt pin");
     assert_eq!(read(0x100), 0, "no extended capability");
 }
 
 #[test]
-fn the_capabilities_lead_to_every_structure_in_bar_0() {
+fn the_capabilities_lead_to_every_structure() {
     let (driver, _) = driver(Via::Pci);
     let function = driver.function().expect("over PCI");
     let caps = virtio_caps(function);
     let kinds = [spec::CAP_COMMON, spec::CAP_NOTIFY, spec::CAP_ISR, spec::CAP_DEVICE, spec::CAP_PCI_CFG];
     assert!(caps.keys().eq(&kinds));
-    let offset = |kind: u8| u64::from(config_u32(function, caps[&kind] + 8));
-    assert_eq!([offset(spec::CAP_COMMON), offset(spec::CAP_DEVICE)], [0, PCI_DEVICE]);
-    assert_eq!(offset(spec::CAP_NOTIFY), notify_offset(0));
-    assert_eq!(
-        u64::from(config_u32(function, caps[&spec::CAP_NOTIFY] + 16)),
-        notify_offset(1) - notify_offset(0)
-    );
+    // BAR and offset of each.
+    let places = |kind: u8| -> Vec<_> {
+        let place =
+            |cap: &u16| (config_u32(function, cap + 4) & 0xff, u64::from(config_u32(function, cap + 8)));
+        caps[&kind].iter().map(place).collect()
+    };
+    assert_eq!([places(spec::CAP_COMMON), places(spec::CAP_DEVICE)], [[(0, 0)], [(0, PCI_DEVICE)]]);
+    // Ports first: that is what a driver is to prefer (§4.1.4).
+    assert_eq!(places(spec::CAP_NOTIFY), [(1, 0), (0, notify_offset(0))]);
+    let strides: Vec<_> = caps[&spec::CAP_NOTIFY].iter().map(|cap| config_u32(function, cap + 16)).collect();
+    let by_port = notify_port(1).map(u32::from).expect("a port");
+    let by_memory = u32::try_from(notify_offset(1) - notify_offset(0)).expect("near");
+    assert_eq!(strides, [by_port, by_memory]);
+    assert_eq!([notify_port(63), notify_port(64)], [Some(PORTS_SIZE - 2), None]);
     assert_eq!(config_u32(function, 0x40) & 0xff, 0x11);
     assert_eq!(config_u32(function, 0x40) >> 16, u32::from(ENABLE) | 2, "three vectors, enabled by the rig");
     assert_eq!([config_u32(function, 0x44), config_u32(function, 0x48)], [0x4000, 0x5000]);
@@ -125,7 +132,7 @@ fn the_capabilities_lead_to_every_structure_in_bar_0() {
 fn the_window_in_configuration_space_reaches_the_bar() {
     let (driver, _) = driver(Via::Pci);
     let function = driver.function().expect("over PCI");
-    let cap = virtio_caps(function)[&spec::CAP_PCI_CFG];
+    let cap = virtio_caps(function)[&spec::CAP_PCI_CFG][0];
     let point = |offset: u32, length: u32| {
         function.config_write(cap + 8, &offset.to_le_bytes());
         function.config_write(cap + 12, &length.to_le_bytes());
@@ -135,9 +142,9 @@ fn the_window_in_configuration_space_reaches_the_bar() {
     point(u32::try_from(common::DEVICE_STATUS).expect("in the BAR"), 1);
     function.config_write(cap + 16, &[1]);
     assert_eq!(driver.status(), 1);
-    // Another BAR, odd lengths and places, and the end: nothing is reached.
+    // No such BAR, odd lengths and places, and the end: nothing is reached.
     for (bar, offset, length) in
-        [(1u8, 0, 4), (0, 0, 3), (0, 0, 8), (0, 2, 4), (0, 0x8000, 4), (0, u32::MAX, 1)]
+        [(2u8, 0, 4), (0, 0, 3), (0, 0, 8), (0, 2, 4), (0, 0x8000, 4), (0, u32::MAX, 1), (1, 0x80, 2)]
     {
         function.config_write(cap + 4, &[bar]);
         point(offset, length);
@@ -145,6 +152,48 @@ fn the_window_in_configuration_space_reaches_the_bar() {
         assert_eq!(config_u32(function, cap + 16), 0);
     }
     assert_eq!(driver.status(), 1);
+}
+
+#[test]
+fn a_queue_is_kicked_by_port_as_by_memory_and_through_the_window() {
+    let (driver, _probe, [config, first, second]) = running();
+    let function = driver.function().expect("over PCI");
+    let ports = function.bar(Bar::Ports).expect("it has ports");
+    let port = |queue| u64::from(notify_port(queue).expect("a port"));
+    // Of any width; what is no queue's, or between two, kicks nobody.
+    ports.write(port(0), &[0]);
+    ports.write(port(1), &[1, 0]);
+    ports.write(port(1), &[1, 0, 0, 0]);
+    ports.write(port(0) + 1, &[0]);
+    ports.write(port(2), &[2, 0]);
+    ports.write(port(63), &[63, 0]);
+    assert_eq!(delivered(&driver), [config, first + 1, second + 2]);
+    let mut read = [0xa5; 2];
+    ports.read(0, &mut read);
+    assert_eq!(read, [0, 0]);
+    let cap = virtio_caps(function)[&spec::CAP_PCI_CFG][0];
+    function.config_write(cap + 4, &[1]);
+    function.config_write(cap + 8, &2u32.to_le_bytes());
+    function.config_write(cap + 12, &2u32.to_le_bytes());
+    function.config_write(cap + 16, &[1, 0]);
+    assert_eq!(delivered(&driver), [config, first + 1, second + 3]);
+}
+
+#[test]
+fn the_ports_of_all_functions_lie_side_by_side() {
+    let (driver, _probe, [config, first, second]) = running();
+    let Some(function) = driver.shared_function() else { panic!("over PCI") };
+    let root = Arc::new(PciRoot::new());
+    assert_eq!(root.add(function), Ok(1));
+    let ports = PciBars::new(Arc::clone(&root), Bar::Ports, PORTS_SIZE.into());
+    assert_eq!(ports.size(), 32 * u64::from(PORTS_SIZE));
+    ports.write(u64::from(PORTS_SIZE) + 2, &[1, 0]);
+    ports.write(2, &[1, 0]);
+    ports.write(u64::from(PORTS_SIZE) * 2, &[0, 0]);
+    assert_eq!(delivered(&driver), [config, first, second + 1]);
+    let mut read = [0; 2];
+    ports.read(0, &mut read);
+    assert_eq!(read, [0xff, 0xff], "the host bridge has none");
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use devices::bus::Bus;
 use devices::pci::msix::MsixSink;
-use devices::pci::root::{ECAM_SIZE, PORTS_BASE, PORTS_LEN, PciEcam, PciPorts, PciRoot};
+use devices::pci::root::{Bar, ECAM_SIZE, PORTS_BASE, PORTS_LEN, PciBars, PciEcam, PciPorts, PciRoot};
 use devices::testing::fake::FakeDevice;
 use devices::testing::net::FakeTap;
 use devices::testing::owner::InlineOwner;
@@ -16,7 +16,7 @@ use devices::virtio::net::{Net, NetOptions};
 use devices::virtio::rng::Rng;
 use devices::virtio::spec::pci::common;
 use devices::virtio::spec::status;
-use devices::virtio::transport::pci::{BAR_SIZE, PciTransport, vector_count};
+use devices::virtio::transport::pci::{BAR_SIZE, PORTS_SIZE, PciTransport, Place, vector_count};
 
 use crate::Input;
 use crate::guest::RAM_BYTES;
@@ -27,6 +27,8 @@ const STEPS_MAX: usize = 256;
 const ECAM: u64 = 0xe000_0000;
 /// Where the first function's BAR is; the others follow.
 const BARS: u32 = 0xe100_0000;
+/// Where the first function's ports are; likewise.
+const PORTS: u16 = 0x1080;
 /// Functions beside the host bridge, from slot 1 on.
 const FUNCTIONS: u64 = 3;
 /// Bytes of configuration space of a slot, its eight functions included.
@@ -34,8 +36,9 @@ const SLOT: u64 = 1 << 15;
 /// Of the header: command, status.
 const COMMAND: u64 = 0x04;
 /// Bits of the command register that a guest may write.
-const COMMAND_WRITABLE: u32 = 0x406;
+const COMMAND_WRITABLE: u32 = 0x407;
 const BAR0: u64 = 0x10;
+const BAR1: u64 = 0x14;
 
 /// The machine as a guest sees it.
 struct Machine {
@@ -52,18 +55,24 @@ impl Machine {
         let devices: [Box<dyn Idle>; FUNCTIONS as usize] =
             [Box::new(net), Box::new(Rng::new(&Default::default())), FakeDevice::new().0];
         let mut functions = Vec::new();
-        for (address, device) in (BARS..).step_by(BAR_SIZE as usize).zip(devices) {
+        let places = (BARS..).step_by(BAR_SIZE as usize).zip((PORTS..).step_by(PORTS_SIZE.into()));
+        for ((address, first), device) in places.zip(devices) {
             let queues = u16::try_from(device.queue_sizes_max().len()).expect("few");
             let sink: Arc<dyn MsixSink> = CountingSink::new(vector_count(queues));
             let owner = Box::new(InlineOwner::new());
-            let function = Arc::new(PciTransport::new(device, Arc::clone(&ram), owner, sink, address));
+            let place = Place { memory: address, ports: first };
+            let function = Arc::new(PciTransport::new(device, Arc::clone(&ram), owner, sink, place));
             root.add(function.clone()).expect("there is room");
             memory.insert(address.into(), BAR_SIZE.into(), function.clone()).expect("disjoint");
             functions.push(function);
         }
         let root = Arc::new(root);
         memory.insert(ECAM, ECAM_SIZE, Arc::new(PciEcam::new(Arc::clone(&root)))).expect("disjoint");
-        ports.insert(PORTS_BASE, PORTS_LEN, Arc::new(PciPorts::new(root))).expect("alone");
+        let kicks = PciBars::new(Arc::clone(&root), Bar::Ports, PORTS_SIZE.into());
+        ports
+            .insert(u64::from(PORTS) - u64::from(PORTS_SIZE), kicks.size(), Arc::new(kicks))
+            .expect("disjoint");
+        ports.insert(PORTS_BASE, PORTS_LEN, Arc::new(PciPorts::new(root))).expect("disjoint");
         Self { memory, ports, functions }
     }
 
@@ -80,6 +89,10 @@ impl Machine {
             let now = self.config(slot, offset);
             match offset {
                 COMMAND => assert_eq!((now ^ then) & !COMMAND_WRITABLE, 0, "slot {slot}"),
+                BAR1 => assert!(
+                    now == *then || now == !u32::from(PORTS_SIZE - 1) | 1,
+                    "slot {slot} moved: {now:#x}"
+                ),
                 BAR0 => assert!(now == *then || now == !(BAR_SIZE - 1), "slot {slot} moved: {now:#x}"),
                 // Interrupt line and all from the first capability on may change: not the links between them.
                 0x3c => assert_eq!((now ^ then) & !0xff, 0, "slot {slot}"),
@@ -145,7 +158,14 @@ pub fn run(data: &[u8]) {
                 machine.ports.write(PORTS_BASE, &register.to_le_bytes());
                 access(&machine.ports, PORTS_BASE + 4 + (address & 3), &mut input);
             }
-            3 => access(&machine.ports, PORTS_BASE + u64::from(input.byte() & 7), &mut input),
+            3 => {
+                // The ports of configuration mechanism #1, or of a function.
+                let choice = input.byte();
+                let port =
+                    u64::from(PORTS) + u64::from(input.word()) % (u64::from(PORTS_SIZE) * (FUNCTIONS + 1));
+                let port = if choice & 8 == 0 { PORTS_BASE + u64::from(choice & 7) } else { port };
+                access(&machine.ports, port, &mut input);
+            }
             4 => {
                 // Straddling the end of one BAR, too.
                 let offset = u64::from(input.dword()) % (u64::from(BAR_SIZE) * FUNCTIONS);

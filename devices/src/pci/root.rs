@@ -4,7 +4,7 @@
 //!   ports 0xcf8, 0xcfc ── PciPorts ──┐
 //!                                    ├── PciRoot: 32 slots, function 0 of each ── PciFunction
 //!   ECAM, 4 KiB a function ── PciEcam┤        slot 0: the host bridge
-//!   BARs, one window a slot ─ PciBars┘
+//!   BARs, one window a slot ─ PciBars┘        (memory and ports, each at its own place)
 //! ```
 //! An absent function reads as all ones, with one look at an array. Functions may come and go while the guest runs: a lock a
 //! slot, held for as long as its function is looked up.
@@ -31,6 +31,15 @@ const DATA: u64 = 4;
 /// Bit of the address port: configuration accesses are enabled.
 const ENABLE: u32 = 1 << 31;
 
+/// The BARs that a function may have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Bar {
+    /// BAR 0.
+    Memory,
+    /// BAR 1.
+    Ports,
+}
+
 /// A function on the bus, seen through its configuration space.
 ///
 /// `offset + data.len()` is at most 4096, and `data` is 1, 2 or 4 bytes.
@@ -41,8 +50,8 @@ pub trait PciFunction: Send + Sync {
     /// Takes `data`.
     fn config_write(&self, offset: u16, data: &[u8]);
 
-    /// What answers in BAR 0, if the function has one.
-    fn bar0(&self) -> Option<&dyn BusDevice> {
+    /// What answers in a BAR, if the function has it.
+    fn bar(&self, _bar: Bar) -> Option<&dyn BusDevice> {
         None
     }
 }
@@ -261,18 +270,19 @@ impl BusDevice for PciEcam {
     }
 }
 
-/// The memory of all functions: as many windows of one size as there are slots, in their order, each of which is the slot's
-/// BAR 0. Put it where slot 0's window begins.
+/// The memory of all functions, or their ports: as many windows of one size as there are slots, in their order, each of which is the
+/// slot's BAR. Put it where slot 0's window begins.
 pub struct PciBars {
     root: Arc<PciRoot>,
+    bar: Bar,
     size: u64,
 }
 
 impl PciBars {
     /// Windows of `size` bytes each. What is beyond a function's BAR in its window, or has no function, reads as all ones.
     #[must_use]
-    pub fn new(root: Arc<PciRoot>, size: u32) -> Self {
-        Self { root, size: size.into() }
+    pub fn new(root: Arc<PciRoot>, bar: Bar, size: u32) -> Self {
+        Self { root, bar, size: size.into() }
     }
 
     /// Bytes of all windows.
@@ -288,14 +298,14 @@ impl PciBars {
 
 impl BusDevice for PciBars {
     fn read(&self, offset: u64, data: &mut [u8]) {
-        match self.find(offset).as_ref().and_then(|function| function.bar0()) {
+        match self.find(offset).as_ref().and_then(|function| function.bar(self.bar)) {
             Some(bar) => bar.read(offset % self.size, data),
             None => data.fill(0xff),
         }
     }
 
     fn write(&self, offset: u64, data: &[u8]) {
-        if let Some(bar) = self.find(offset).as_ref().and_then(|function| function.bar0()) {
+        if let Some(bar) = self.find(offset).as_ref().and_then(|function| function.bar(self.bar)) {
             bar.write(offset % self.size, data);
         }
     }

@@ -13,10 +13,12 @@ use crate::pci::root::PciFunction;
 use crate::virtio::Idle;
 use crate::virtio::spec::{interrupt, mmio, pci::common, status};
 use crate::virtio::transport::mmio::MmioTransport;
-use crate::virtio::transport::pci::{PciTransport, notify_offset, vector_count};
+use crate::virtio::transport::pci::{PciTransport, Place, notify_offset, vector_count};
 
 /// Where the BAR of a function under test is.
 pub const BAR: u32 = 0xe000_0000;
+/// Where it and its ports are.
+pub const PLACE: Place = Place { memory: BAR, ports: 0x1080 };
 /// Offset of the device configuration in the BAR; a real driver reads it from the capability.
 pub const PCI_DEVICE: u64 = 0x2000;
 /// Offset of the MSI-X table in the BAR; likewise.
@@ -122,7 +124,7 @@ impl TransportDriver {
                 let queues = u16::try_from(device.queue_sizes_max().len()).expect("few queues");
                 let sink = CountingSink::new(vector_count(queues));
                 let wired = Arc::clone(&sink) as Arc<dyn MsixSink>;
-                let transport = Arc::new(PciTransport::new(device, ram, boxed, wired, BAR));
+                let transport = Arc::new(PciTransport::new(device, ram, boxed, wired, PLACE));
                 transport.config_write(PCI_MSIX_CONTROL, &0x8000u16.to_le_bytes());
                 for vector in 0..vector_count(queues) {
                     let entry = PCI_TABLE + 16 * u64::from(vector);
@@ -150,6 +152,15 @@ impl TransportDriver {
         match &self.wire {
             Wire::Mmio { .. } => None,
             Wire::Pci { transport, .. } => Some(&**transport),
+        }
+    }
+
+    /// The same, to put it on a bus.
+    #[must_use]
+    pub fn shared_function(&self) -> Option<Arc<dyn PciFunction>> {
+        match &self.wire {
+            Wire::Mmio { .. } => None,
+            Wire::Pci { transport, .. } => Some(Arc::clone(transport) as Arc<dyn PciFunction>),
         }
     }
 

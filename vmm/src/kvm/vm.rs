@@ -183,24 +183,20 @@ impl Vm {
         self.coalesced.clone()
     }
 
-    /// Has any guest write to the MMIO address `addr` signal `kick` without leaving the kernel.
+    /// Has any guest write to `addr` signal `kick` without leaving the kernel.
     ///
     /// # Errors
     /// [`KvmError::Ioctl`].
-    pub fn notify_by_address(&self, kick: &EventFd, addr: u64) -> Result<(), KvmError> {
-        self.fd
-            .register_ioevent(kick, &IoEventAddress::Mmio(addr), NoDatamatch)
-            .map_err(ioctl("KVM_IOEVENTFD"))
+    pub fn notify_by_address(&self, kick: &EventFd, addr: &IoEventAddress) -> Result<(), KvmError> {
+        self.fd.register_ioevent(kick, addr, NoDatamatch).map_err(ioctl("KVM_IOEVENTFD"))
     }
 
     /// Undoes [`Vm::notify_by_address`].
     ///
     /// # Errors
     /// [`KvmError::Ioctl`].
-    pub fn forget_notify_by_address(&self, kick: &EventFd, addr: u64) -> Result<(), KvmError> {
-        self.fd
-            .unregister_ioevent(kick, &IoEventAddress::Mmio(addr), NoDatamatch)
-            .map_err(ioctl("KVM_IOEVENTFD"))
+    pub fn forget_notify_by_address(&self, kick: &EventFd, addr: &IoEventAddress) -> Result<(), KvmError> {
+        self.fd.unregister_ioevent(kick, addr, NoDatamatch).map_err(ioctl("KVM_IOEVENTFD"))
     }
 }
 

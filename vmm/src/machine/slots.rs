@@ -1,13 +1,15 @@
-//! The places of virtio-pci devices: a slot of the bus, a BAR, a vector and an ioeventfd for each queue. Before the guest runs,
-//! and while it does.
+//! The places of virtio-pci devices: a slot of the bus, two BARs, and for each queue a vector and two ioeventfds, of a port and of an
+//! address. Before the guest runs, and while it does.
 
 use std::sync::Arc;
 
 use devices::bus::BusError;
 use devices::pci::hotplug::{self, PciHotplug};
-use devices::pci::root::{PciBars, PciEcam, PciRoot};
+use devices::pci::root::{Bar, PciBars, PciEcam, PciRoot};
 use devices::virtio::Idle;
 use devices::virtio::transport::pci::{self, PciTransport};
+use kvm_ioctls::IoEventAddress;
+use vmm_sys_util::eventfd::EventFd;
 
 use super::build::BuildError;
 use super::buses::Buses;
@@ -23,8 +25,22 @@ pub(super) struct Place {
 }
 
 impl Place {
-    fn bar(slot: usize) -> u64 {
+    fn memory(slot: usize) -> u64 {
         layout::PCI_MEMORY.start + slot as u64 * u64::from(pci::BAR_SIZE)
+    }
+
+    fn ports(slot: usize) -> u64 {
+        u64::from(layout::PCI_PORTS.start) + slot as u64 * u64::from(pci::PORTS_SIZE)
+    }
+
+    /// Where a driver may kick, and what that signals.
+    fn kicks(slot: usize, kicks: &[EventFd]) -> impl Iterator<Item = (IoEventAddress, &EventFd)> {
+        (0u16..).zip(kicks).flat_map(move |(queue, kick)| {
+            let port =
+                pci::notify_port(queue).map(|port| IoEventAddress::Pio(Self::ports(slot) + u64::from(port)));
+            let address = IoEventAddress::Mmio(Self::memory(slot) + pci::notify_offset(queue));
+            port.into_iter().chain([address]).map(move |at| (at, kick))
+        })
     }
 
     /// Gives `device`, which `worker` serves, the first free slot. `plugged`: the guest runs already.
@@ -41,15 +57,18 @@ impl Place {
         let slot = root.free_slot().ok_or(BuildError::NoSlot)?;
         let kicks = worker.handle().kicks();
         let queues = u16::try_from(kicks.len()).expect("a worker has few");
-        let address = u32::try_from(Self::bar(slot)).expect("BARs lie in the 32-bit hole");
+        let at = pci::Place {
+            memory: u32::try_from(Self::memory(slot)).expect("BARs lie in the 32-bit hole"),
+            ports: u16::try_from(Self::ports(slot)).expect("ports have 16 bits"),
+        };
         let owner = Box::new(worker.handle().clone());
         let sink = vm.messages(pci::vector_count(queues));
         let make = if plugged { PciTransport::plugged } else { PciTransport::new };
-        let transport = Arc::new(make(device, vm.ram().clone(), owner, sink, address));
+        let transport = Arc::new(make(device, vm.ram().clone(), owner, sink, at));
         let place = Self { slot, transport };
-        for (queue, kick) in (0u16..).zip(kicks) {
-            if let Err(error) = vm.notify_by_address(kick, Self::bar(slot) + pci::notify_offset(queue)) {
-                place.forget(vm, worker, queue);
+        for (done, (at, kick)) in Self::kicks(slot, kicks).enumerate() {
+            if let Err(error) = vm.notify_by_address(kick, &at) {
+                place.forget(vm, worker, done);
                 return Err(error.into());
             }
         }
@@ -58,12 +77,11 @@ impl Place {
         Ok(place)
     }
 
-    /// Takes the first `queues` ioeventfds away.
-    fn forget(&self, vm: &Vm, worker: &Worker, queues: u16) {
-        for (queue, kick) in (0..queues).zip(worker.handle().kicks()) {
-            let at = Self::bar(self.slot) + pci::notify_offset(queue);
-            if let Err(error) = vm.forget_notify_by_address(kick, at) {
-                log::error!("an ioeventfd at {at:#x} can't be taken away: {error}");
+    /// Takes the first `count` ioeventfds away.
+    fn forget(&self, vm: &Vm, worker: &Worker, count: usize) {
+        for (at, kick) in Self::kicks(self.slot, worker.handle().kicks()).take(count) {
+            if let Err(error) = vm.forget_notify_by_address(kick, &at) {
+                log::error!("an ioeventfd of slot {} can't be taken away: {error}", self.slot);
             }
         }
     }
@@ -82,8 +100,10 @@ pub(super) fn connect(
     on_eject: OnEject,
 ) -> Result<Arc<PciHotplug>, BusError> {
     buses.memory.insert(layout::ECAM, layout::ECAM_SIZE, Arc::new(PciEcam::new(Arc::clone(root))))?;
-    let bars = PciBars::new(Arc::clone(root), pci::BAR_SIZE);
+    let bars = PciBars::new(Arc::clone(root), Bar::Memory, pci::BAR_SIZE);
     buses.memory.insert(layout::PCI_MEMORY.start, bars.size(), Arc::new(bars))?;
+    let ports = PciBars::new(Arc::clone(root), Bar::Ports, pci::PORTS_SIZE.into());
+    buses.ports.insert(layout::PCI_PORTS.start.into(), ports.size(), Arc::new(ports))?;
     let hotplug = Arc::new(PciHotplug::new(Arc::clone(root), Box::new(move |_| on_eject())));
     buses.ports.insert(layout::PCI_HOTPLUG_PORT.into(), hotplug::SIZE, Arc::clone(&hotplug) as Arc<_>)?;
     Ok(hotplug)
@@ -132,8 +152,7 @@ impl Slots {
     /// Takes a device away, whatever the guest does with it: what it reads there from now on is ones.
     pub(super) fn take_away(&self, place: &Place, worker: &Worker) {
         self.root.remove(place.slot);
-        let queues = u16::try_from(worker.handle().kicks().len()).expect("a worker has few");
-        place.forget(&self.vm, worker, queues);
+        place.forget(&self.vm, worker, usize::MAX);
     }
 }
 

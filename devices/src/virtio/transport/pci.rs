@@ -1,9 +1,13 @@
 //! virtio over PCI, modern only (virtio 1.2 §4.1): the registers, decoded.
 //!
 //! ```text
-//!   configuration space:  header, BAR 0, capabilities: MSI-X, COMMON, ISR, DEVICE, NOTIFY, PCI_CFG (a window onto BAR 0)
+//!   configuration space:  header, BARs, capabilities: MSI-X, COMMON, ISR, DEVICE, NOTIFY twice, PCI_CFG (a window onto the BARs)
 //!   BAR 0, a page each:   common registers │ ISR │ device configuration │ notify, 4 bytes a queue │ MSI-X table │ PBA
+//!   BAR 1, ports:         notify, 2 bytes a queue
 //! ```
+//! A driver is to kick by port if it can (§4.1.4.4 leaves it the choice; the order of capabilities says what is better, §4.1.4):
+//! hosts whose CPUs don't say that a fault was an access to a device (AMD's) decode and emulate a kick by memory.
+//!
 //! Interrupts are MSI-X only. The vector of each queue is an atomic word: the device's thread finds it without a lock.
 //! Locks: the configuration space's may be held while [`Msix`] takes its own; the core's is held while no other is taken but
 //! by the device or its owner, and by [`Msix`] for a device that starts.
@@ -18,14 +22,17 @@ use super::pci_common;
 use crate::bus::BusDevice;
 use crate::irq::Eventfd;
 use crate::mem::Ram;
-use crate::pci::config::{Identity, PciConfig};
+use crate::pci::config::{Identity, PciConfig, Resources};
 use crate::pci::msix::{self, Msix, MsixSink};
-use crate::pci::root::PciFunction;
+use crate::pci::root::{Bar, PciFunction};
 
 /// Bytes of BAR 0, and what its address is a multiple of.
 pub const BAR_SIZE: u32 = 0x8000;
-/// Bytes between the notify addresses of two queues (notify_off_multiplier, §4.1.4.4).
-pub const NOTIFY_STRIDE: u32 = 4;
+/// Ports of BAR 1: enough for 64 queues.
+pub const PORTS_SIZE: u16 = 0x80;
+/// Bytes between the notify addresses of two queues (notify_off_multiplier, §4.1.4.4), in memory and in ports.
+const NOTIFY_STRIDE: u32 = 4;
+const NOTIFY_PORT_STRIDE: u16 = 2;
 
 /// Each structure has a page of the BAR.
 const PAGE: u64 = 0x1000;
@@ -35,6 +42,10 @@ const DEVICE: u64 = 0x2000;
 const NOTIFY: u64 = 0x3000;
 const TABLE: u64 = 0x4000;
 const PENDING: u64 = 0x5000;
+
+/// The BARs, as capabilities name them.
+const MEMORY: u8 = 0;
+const PORTS: u8 = 1;
 
 /// Offsets in a virtio capability, §4.1.4.
 const CAP_BAR: u16 = 4;
@@ -51,6 +62,12 @@ const MSIX_CONTROL: u16 = 2;
 #[must_use]
 pub fn notify_offset(queue: u16) -> u64 {
     NOTIFY + u64::from(NOTIFY_STRIDE) * u64::from(queue)
+}
+
+/// Which port of BAR 1 a driver may kick `queue` by instead; `None` of a queue that has none.
+#[must_use]
+pub fn notify_port(queue: u16) -> Option<u16> {
+    queue.checked_mul(NOTIFY_PORT_STRIDE).filter(|port| *port < PORTS_SIZE)
 }
 
 /// How many vectors a device of `queues` queues gets: one each and one for configuration changes.
@@ -136,9 +153,42 @@ impl Signal for PciSignal {
     }
 }
 
+/// Where a function's BARs are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    /// The first address of BAR 0.
+    pub memory: u32,
+    /// The first port of BAR 1.
+    pub ports: u16,
+}
+
+impl Place {
+    fn resources(self) -> Resources {
+        Resources { memory: self.memory, memory_size: BAR_SIZE, ports: self.ports, ports_size: PORTS_SIZE }
+    }
+}
+
+/// BAR 1. What comes here no ioeventfd has taken.
+struct NotifyPorts(Arc<Mutex<Core<PciSignal>>>);
+
+impl BusDevice for NotifyPorts {
+    fn read(&self, _offset: u64, data: &mut [u8]) {
+        data.fill(0);
+    }
+
+    fn write(&self, offset: u64, _data: &[u8]) {
+        if offset.is_multiple_of(NOTIFY_PORT_STRIDE.into())
+            && let Ok(queue) = u16::try_from(offset / u64::from(NOTIFY_PORT_STRIDE))
+        {
+            self.0.lock().unwrap_or_else(PoisonError::into_inner).kick(queue);
+        }
+    }
+}
+
 /// One virtio device as a PCI function: a [`PciFunction`] for the root, a [`BusDevice`] of [`BAR_SIZE`] bytes for BAR 0.
 pub struct PciTransport {
-    core: Mutex<Core<PciSignal>>,
+    core: Arc<Mutex<Core<PciSignal>>>,
+    ports: NotifyPorts,
     outlet: Arc<Outlet<PciSignal>>,
     config: Mutex<PciConfig>,
     /// Offset of the MSI-X capability.
@@ -148,24 +198,24 @@ pub struct PciTransport {
 }
 
 impl PciTransport {
-    /// Makes `device` a PCI function whose BAR 0 is at `bar_address`, for good; `owner` runs it once a driver is there, and
-    /// `sink` delivers its [`vector_count`] vectors.
+    /// Makes `device` a PCI function that is at `place`, for good; `owner` runs it once a driver is there, and `sink` delivers its
+    /// [`vector_count`] vectors.
     ///
     /// # Panics
-    /// If `bar_address` is no multiple of [`BAR_SIZE`], or the device has queues of no power of two or more than 1024 of them.
+    /// If an address of `place` is no multiple of its BAR's size, or the device has queues of no power of two or more than 64 of
+    /// them.
     #[must_use]
     pub fn new(
         device: Box<dyn Idle>,
         ram: Ram,
         owner: Box<dyn Owner>,
         sink: Arc<dyn MsixSink>,
-        bar_address: u32,
+        place: Place,
     ) -> Self {
-        Self::placed(device, ram, owner, sink, |config| config.set_bar0(bar_address, BAR_SIZE))
+        Self::placed(device, ram, owner, sink, |config| config.set_bars(&place.resources()))
     }
 
-    /// The same, for a device that comes while the guest runs: its memory is at `address`, where no guest can move it from (see
-    /// [`PciConfig::set_fixed_memory`]).
+    /// The same, for a device that comes while the guest runs: no guest can move it from `place` (see [`PciConfig::set_fixed`]).
     ///
     /// # Panics
     /// As [`PciTransport::new`].
@@ -175,9 +225,9 @@ impl PciTransport {
         ram: Ram,
         owner: Box<dyn Owner>,
         sink: Arc<dyn MsixSink>,
-        address: u32,
+        place: Place,
     ) -> Self {
-        Self::placed(device, ram, owner, sink, |config| config.set_fixed_memory(address, BAR_SIZE))
+        Self::placed(device, ram, owner, sink, |config| config.set_fixed(&place.resources()))
     }
 
     fn placed(
@@ -188,26 +238,28 @@ impl PciTransport {
         place: impl FnOnce(&mut PciConfig),
     ) -> Self {
         let queues = u16::try_from(device.queue_sizes_max().len()).unwrap_or(u16::MAX);
-        assert!(notify_offset(queues) <= NOTIFY + PAGE, "the notify page holds 1024 queues, not {queues}");
+        let last = queues.saturating_sub(1);
+        assert!(notify_port(last).is_some(), "there are ports for 64 queues, not {queues}");
         let vectors = vector_count(queues);
         let mut config = PciConfig::new(&identity(device.kind()));
         place(&mut config);
         let msix_cap = config.add_capability(msix::CAPABILITY, &msix_body(vectors), &[0x00, 0xc0]);
-        for (kind, at) in [
-            (spec::CAP_COMMON, COMMON),
-            (spec::CAP_ISR, ISR),
-            (spec::CAP_DEVICE, DEVICE),
-            (spec::CAP_NOTIFY, NOTIFY),
+        let (port_stride, stride) =
+            (u32::from(NOTIFY_PORT_STRIDE).to_le_bytes(), NOTIFY_STRIDE.to_le_bytes());
+        for (kind, bar, at, length, extra) in [
+            (spec::CAP_COMMON, MEMORY, COMMON, PAGE, &[][..]),
+            (spec::CAP_ISR, MEMORY, ISR, 1, &[]),
+            (spec::CAP_DEVICE, MEMORY, DEVICE, PAGE, &[]),
+            (spec::CAP_NOTIFY, PORTS, 0, PORTS_SIZE.into(), &port_stride),
+            (spec::CAP_NOTIFY, MEMORY, NOTIFY, PAGE, &stride),
         ] {
-            let length = if kind == spec::CAP_ISR { 1 } else { PAGE };
-            let extra = if kind == spec::CAP_NOTIFY { &NOTIFY_STRIDE.to_le_bytes()[..] } else { &[] };
-            config.add_capability(VENDOR_CAPABILITY, &virtio_cap(kind, at, length, extra), &[]);
+            config.add_capability(VENDOR_CAPABILITY, &virtio_cap(kind, bar, at, length, extra), &[]);
         }
         // The driver chooses BAR, offset and length of the window, and its data.
         let mut writable = [0; 18];
         writable[usize::from(CAP_BAR) - 2] = 0xff;
         writable[usize::from(CAP_OFFSET) - 2..].fill(0xff);
-        let window = virtio_cap(spec::CAP_PCI_CFG, 0, 0, &[0; 4]);
+        let window = virtio_cap(spec::CAP_PCI_CFG, MEMORY, 0, 0, &[0; 4]);
         let window_cap = config.add_capability(VENDOR_CAPABILITY, &window, &writable);
         let outlet = Outlet::new(PciSignal {
             isr: AtomicU8::new(0),
@@ -215,8 +267,9 @@ impl PciTransport {
             queue_vectors: (0..queues).map(|_| AtomicU16::new(spec::NO_VECTOR)).collect(),
             msix: Msix::new(vectors, sink),
         });
-        let core = Mutex::new(Core::new(device, ram, owner, Arc::clone(&outlet)));
-        Self { core, outlet, config: Mutex::new(config), msix_cap, window_cap }
+        let core = Arc::new(Mutex::new(Core::new(device, ram, owner, Arc::clone(&outlet))));
+        let ports = NotifyPorts(Arc::clone(&core));
+        Self { core, ports, outlet, config: Mutex::new(config), msix_cap, window_cap }
     }
 
     /// Resets device and function as a reset of the bus does: for the machine, with no vCPU running. BAR 0 stays.
@@ -247,26 +300,30 @@ impl PciTransport {
         self.config.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Where the PCI_CFG window points: an offset into BAR 0 and a length, if they are an access that the guest could make to
+    /// Where the PCI_CFG window points: a BAR, an offset into it and a length, if they are an access that the guest could make to
     /// the BAR itself.
-    fn window(&self) -> Option<(u64, usize)> {
+    fn window(&self) -> Option<(&dyn BusDevice, u64, usize)> {
         let config = self.config();
         let bar = config.read_u32(self.window_cap + CAP_BAR).to_le_bytes()[0];
         let offset = config.read_u32(self.window_cap + CAP_OFFSET);
         let length = config.read_u32(self.window_cap + CAP_LENGTH);
-        let sound =
-            bar == 0 && matches!(length, 1 | 2 | 4) && offset.is_multiple_of(length) && offset < BAR_SIZE;
-        sound.then_some((u64::from(offset), usize::try_from(length).ok()?))
+        let (bar, size): (&dyn BusDevice, _) = match bar {
+            MEMORY => (self, BAR_SIZE),
+            PORTS => (&self.ports, PORTS_SIZE.into()),
+            _ => return None,
+        };
+        let sound = matches!(length, 1 | 2 | 4) && offset.is_multiple_of(length) && offset < size;
+        sound.then_some((bar, u64::from(offset), usize::try_from(length).ok()?))
     }
 }
 
 impl PciFunction for PciTransport {
     fn config_read(&self, offset: u16, data: &mut [u8]) {
         if offset == self.window_cap + CAP_DATA
-            && let Some((at, length)) = self.window()
+            && let Some((bar, at, length)) = self.window()
         {
             let mut held = [0; 4];
-            self.read(at, &mut held[..length]);
+            bar.read(at, &mut held[..length]);
             return data.copy_from_slice(&held[..data.len()]);
         }
         self.config().read(offset, data);
@@ -274,10 +331,10 @@ impl PciFunction for PciTransport {
 
     fn config_write(&self, offset: u16, data: &[u8]) {
         if offset == self.window_cap + CAP_DATA
-            && let Some((at, length)) = self.window()
+            && let Some((bar, at, length)) = self.window()
             && length <= data.len()
         {
-            return self.write(at, &data[..length]);
+            return bar.write(at, &data[..length]);
         }
         let mut config = self.config();
         config.write(offset, data);
@@ -285,8 +342,11 @@ impl PciFunction for PciTransport {
         self.outlet.signal.msix.set_control(config.read_u16(self.msix_cap + MSIX_CONTROL));
     }
 
-    fn bar0(&self) -> Option<&dyn BusDevice> {
-        Some(self)
+    fn bar(&self, bar: Bar) -> Option<&dyn BusDevice> {
+        Some(match bar {
+            Bar::Memory => self,
+            Bar::Ports => &self.ports,
+        })
     }
 }
 
@@ -352,10 +412,10 @@ fn msix_body(vectors: u16) -> Vec<u8> {
     body
 }
 
-/// A virtio capability after its header (§4.1.4): a structure in BAR 0.
-fn virtio_cap(kind: u8, at: u64, length: u64, extra: &[u8]) -> Vec<u8> {
+/// A virtio capability after its header (§4.1.4): a structure in a BAR.
+fn virtio_cap(kind: u8, bar: u8, at: u64, length: u64, extra: &[u8]) -> Vec<u8> {
     let len = u8::try_from(16 + extra.len()).expect("capabilities are short");
-    let mut body = vec![len, kind, 0, 0, 0, 0];
+    let mut body = vec![len, kind, bar, 0, 0, 0];
     body.extend(word(at));
     body.extend(word(length));
     body.extend(extra);

@@ -88,6 +88,8 @@ pub const I8042_GSI: u32 = 1;
 pub const ACPI_PORT: u16 = 0x600;
 /// Registers of PCI slots whose functions come and go.
 pub const PCI_HOTPLUG_PORT: u16 = 0x610;
+/// PCI I/O BARs.
+pub const PCI_PORTS: Range<u16> = 0x1000..0x2000;
 /// Interrupt of ACPI's generic event device.
 pub const ACPI_GSI: u32 = 9;
 /// pvpanic.

@@ -1,4 +1,4 @@
-//! The PCI bus in the ACPI tables: the root bridge with its memory, and slots whose functions come and go.
+//! The PCI bus in the ACPI tables: the root bridge with its memory and ports, and slots whose functions come and go.
 
 use acpi_tables::Aml;
 use acpi_tables::aml::{
@@ -37,6 +37,7 @@ pub(super) fn root() -> Vec<u8> {
                 &ResourceTemplate::new(vec![
                     &AddressSpace::new_bus_number(0u16, 0u16),
                     &AddressSpace::new_memory(AddressSpaceCacheable::NotCacheable, true, first, last, None),
+                    &AddressSpace::new_io(layout::PCI_PORTS.start, layout::PCI_PORTS.end - 1, None),
                 ]),
             ),
         ],
