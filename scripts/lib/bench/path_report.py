@@ -90,6 +90,27 @@ def costs(record, kind):
     return ["exits / interrupts / system calls", "for each", *names], rows
 
 
+def profile(record, case, kind, least=0.02):
+    """What a request of a case costs with each VMM: the reasons of its exits, the registers, ports and addresses that they were about,
+    the interrupts given to the guest, and the VMM's system calls. Medians over rounds; what comes less often than `least` is left out."""
+    by = {}
+    for sample in record["samples"]:
+        if sample["case"] == case and sample.get("profile", {}).get(kind):
+            by.setdefault(sample["vmm"], []).append(sample["profile"][kind])
+    median = lambda name, of: statistics.median(one.get(name, 0) for one in of)
+    names = {vmm: dict.fromkeys(name for one in of for name in one) for vmm, of in by.items()}
+    return {vmm: [f"{number(median(name, by[vmm]))} {name}" for name in of if median(name, by[vmm]) >= least] for vmm, of in names.items()}
+
+
+def profiles(record):
+    """Lines for each case that was profiled."""
+    for case in dict.fromkeys(sample["case"] for sample in record["samples"] if "profile" in sample):
+        print(f"\n{words(case)}, each {paths.unit(bare(case))[1]}:")
+        for kind in ("exits", "msr", "port", "mmio", "interrupts", "calls"):
+            for vmm, parts in profile(record, case, kind).items():
+                print(f"  {kind:10} {vmm:18} {', '.join(parts)}")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--markdown", action="store_true")
@@ -115,6 +136,7 @@ def main():
         print(f"\n{reached} of {len(rows)} at least {WANTED} times the best peer\n")
         show(*costs(record, kind), options.markdown, words=(0, 1))
         print()
+    profiles(record)
     load = record.get("load")
     print(f"{record['rounds']} rounds in {record['seconds']} s, {record['cpus']} CPUs, kernel {record['kernel']}" + (f"; load of the machine {statistics.median(load):.1f} (median)" if load else ""))
     failed = [sample for sample in record["samples"] if sample["case"] == "failed"]

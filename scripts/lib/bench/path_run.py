@@ -14,6 +14,7 @@ import time
 
 import paths
 import readings
+import reasons
 import vmm
 from run import GUEST, HOST, TAP, Bench, difference
 
@@ -130,20 +131,26 @@ class Paths(Bench):
         pid = peer.process.pid
         peer.console.wait("bench: begin", 240)
         calls = readings.Calls(pid)
+        profiled = reasons.Profile() if self.options.profile else None
         try:
             for case in cases:
                 peer.console.wait(f"bench: begin {case} ;", 60)
+                if profiled:
+                    profiled.begin()
                 began, before, made, used = time.monotonic(), readings.exits(pid), calls.count(), readings.cpu_ms(pid)
                 done = self.one(case, talk)
                 if done is None:
                     peer.console.wait(f"bench: end {case} ;", 60)
                 after, made_after, used_after, ended = readings.exits(pid), calls.count(), readings.cpu_ms(pid), time.monotonic()
+                reasons_of_case = profiled.end(pid) if profiled else None
                 if done is None and talk:
                     done = talk.bytes * 8 / 1e6 / talk.took, talk.bytes / 65536, {}
                 if done is None:
                     done = paths.figure(case, peer.console.wait(f"bench: output {case} ", 60)[1])
                 value, requests, more = done
                 requests = max(requests, 1)
+                if profiled:
+                    more["profile"] = reasons.each(reasons_of_case, requests)
                 kvm = difference(after, before)
                 costs = {"exits": kvm.get("exits", 0) / requests, "interrupts": kvm.get("irq_injections", 0) / requests, "cpu_us": (used_after - used) * 1000 / requests}
                 if made is not None:
@@ -227,6 +234,7 @@ def main():
     parser.add_argument("--vmms", type=words, default=[])
     parser.add_argument("--queues", type=lambda text: [int(word) for word in words(text)], default=[1])
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--profile", action="store_true", help="keep what exits and system calls were for")
     options = parser.parse_args()
     options.path = list(paths.KINDS) if options.path == ["all"] else options.path
     for unknown in set(options.path) - set(paths.KINDS) | set(options.vmms) - {*vmm.KNOWN, "native"}:
