@@ -181,7 +181,7 @@ pub enum Served {
     Drained,
     /// The bound on one batch was reached: call again soon, after a look at the other sources.
     More,
-    /// A rate limit (or a busy host) holds the queue: call again after this long, or when kicked.
+    /// A rate limit or a busy host holds the queue, or its driver is owed an interrupt: call again after this long, or when kicked.
     After(Duration),
     /// The driver broke the rules; [`Interrupt::needs_reset`] was already called. Serve nothing more until stopped.
     Broken,

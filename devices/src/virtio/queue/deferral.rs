@@ -37,7 +37,8 @@ pub enum Due {
     After(Duration),
 }
 
-/// What a send queue owes its driver, and what it has learnt of it. See the [module](self).
+/// What a send queue owes its driver, and what it has learnt of it: an interrupt that waits for the answer, or until the driver has sent
+/// more, as long as that pays.
 #[derive(Debug)]
 pub struct Deferral {
     delay_ns: u64,
