@@ -360,13 +360,19 @@ class QemuQ35Vhost(QemuQ35):
     name, vhost = "qemu-q35-vhost", "on"
 
 
+class QemuQ35VhostPoll(QemuQ35Vhost):
+    """vhost looks for work before it sleeps."""
+
+    name, vhost = "qemu-q35-vhost-poll", "on,poll-us=200"
+
+
 ALL = (YunMmio, YunPci, Firecracker, QemuMicrovm, QemuQ35)
 # To be asked for by name.
 CONFINEMENT = (YunBare, YunMmio, YunJailed)
 # Who takes part in measuring a path, each at its best there.
 PATHS = {
     "block": (YunMmio, YunPci, YunPciAsync, YunPciPoll, Firecracker, FirecrackerAsync, QemuMicrovm, QemuQ35),
-    "net": (YunMmio, YunPci, YunPciPoll, YunPciVhost, Firecracker, QemuMicrovm, QemuQ35, QemuQ35Vhost),
+    "net": (YunMmio, YunPci, YunPciPoll, YunPciVhost, Firecracker, QemuMicrovm, QemuQ35, QemuQ35Vhost, QemuQ35VhostPoll),
     "vsock": (YunMmio, YunPci, Firecracker, QemuMicrovm, QemuQ35),
 }
 KNOWN = {kind.name: kind for kind in (*ALL, *CONFINEMENT, *(kind for kinds in PATHS.values() for kind in kinds), QemuMicrovmVhost, YunPciOther)}
