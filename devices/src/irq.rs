@@ -34,7 +34,8 @@ pub trait Interrupt: Send + Sync {
 
 /// One interrupt line or vector of the machine, edge triggered: each call is one edge.
 ///
-/// Callable from any thread; never blocks. Under KVM this is an eventfd bound by `KVM_IRQFD`.
+/// Callable from any thread; waits for nobody but another that raises the same line. However many do, none of their edges is lost: what
+/// the guest finds at an edge is what was there when it came, at least.
 pub trait Line: Send + Sync {
     /// Raises one edge.
     fn trigger(&self);

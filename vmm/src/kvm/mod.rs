@@ -4,6 +4,7 @@
 pub mod blkdev;
 mod irqfd;
 pub mod kick;
+mod line;
 pub mod tun;
 pub mod vcpu;
 pub mod vm;

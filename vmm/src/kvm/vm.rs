@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-use devices::irq::{Eventfd, Line};
+use devices::irq::Eventfd;
 use devices::mem::Ram;
 use devices::pci::msix::{MsixMessage, MsixSink};
 use kvm_bindings::{
@@ -16,6 +16,7 @@ use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::ioctl::ioctl_with_ref;
 
 use super::irqfd::{Connections, Routes};
+use super::line::GsiLine;
 use super::{KvmError, ioctl};
 use crate::arch::x86_64::{cpuid, layout};
 
@@ -147,7 +148,7 @@ impl Vm {
     /// The interrupt line `gsi`, edge triggered.
     #[must_use]
     pub fn line(&self, gsi: u32) -> Arc<GsiLine> {
-        Arc::new(GsiLine { fd: Arc::clone(&self.fd), gsi })
+        Arc::new(GsiLine::new(Arc::clone(&self.fd), gsi))
     }
 
     /// Message-signalled interrupts of a device with `vectors` vectors.
@@ -197,25 +198,6 @@ impl Vm {
     /// [`KvmError::Ioctl`].
     pub fn forget_notify_by_address(&self, kick: &EventFd, addr: &IoEventAddress) -> Result<(), KvmError> {
         self.fd.unregister_ioevent(kick, addr, NoDatamatch).map_err(ioctl("KVM_IOEVENTFD"))
-    }
-}
-
-/// One pin of the interrupt chips.
-///
-/// Pulsed by `KVM_IRQ_LINE` rather than an irqfd: KVM injects an irqfd of a pin from a kernel worker, one more thread to
-/// wake for each interrupt, while the ioctl injects in the caller.
-pub struct GsiLine {
-    fd: Arc<VmFd>,
-    gsi: u32,
-}
-
-impl Line for GsiLine {
-    fn trigger(&self) {
-        for level in [true, false] {
-            if let Err(e) = self.fd.set_irq_line(self.gsi, level) {
-                log::error!("interrupt {} could not be raised: {e}", self.gsi);
-            }
-        }
     }
 }
 
