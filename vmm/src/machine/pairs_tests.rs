@@ -66,8 +66,8 @@ struct Guest {
 }
 
 impl Guest {
-    /// Starts `idle` for a driver that gives every receive queue all the buffers it can.
-    fn start(idle: Box<dyn Idle>, worker: &Worker) -> Self {
+    /// Starts `idle`, whose handle is `handle`, for a driver that gives every receive queue all the buffers it can.
+    fn start(idle: Box<dyn Idle>, handle: &NetHandle, worker: &Worker) -> Self {
         let ram = ram::flat(0x10_0000);
         let mut rings: Vec<_> =
             (0..=CONTROL).map(|queue| Driver::new(&ram, RINGS * u64::from(queue), SIZE)).collect();
@@ -86,7 +86,11 @@ impl Guest {
         };
         let Ok(device) = idle.start(granted) else { panic!("a TAP device takes offloads") };
         let mut owner = worker.handle().clone();
+        let served = || handle.pairs()[1].rx_queue_events.get();
+        let before = served();
         owner.run(device, &(0..=CONTROL).collect::<Vec<_>>());
+        // The second pair's thread has the kernel bring it frames for a moment, to watch the descriptor, and lets go when it first serves.
+        eventually(|| served() > before);
         Self { ram, rings, owner, next }
     }
 
@@ -147,7 +151,7 @@ fn the_kernel_brings_frames_to_the_pairs_in_use_and_to_no_others() {
     let net = Net::with_pairs(wires(&tap), &NetOptions::default());
     let handle = net.handle();
     let worker = Worker::plain("pairs", usize::from(CONTROL) + 1, &Habits::default());
-    let mut guest = Guest::start(Box::new(net), &worker);
+    let mut guest = Guest::start(Box::new(net), &handle, &worker);
     let to_the_first = |handle: &NetHandle| {
         let [first, second] = received(handle);
         flows(&addresses);
@@ -176,14 +180,14 @@ fn the_kernel_brings_frames_to_the_pairs_in_use_and_to_no_others() {
     // Another driver, and after that, as after a reset of the machine, another device on the same queues.
     guest.use_pairs(2);
     let idle = guest.owner.halt().unwrap();
-    let mut guest = Guest::start(idle, &worker);
+    let mut guest = Guest::start(idle, &handle, &worker);
     to_the_first(&handle);
     guest.use_pairs(2);
     drop(worker);
     let net = Net::with_pairs(wires(&tap), &NetOptions::default());
     let handle = net.handle();
     let worker = Worker::plain("pairs", usize::from(CONTROL) + 1, &Habits::default());
-    let mut guest = Guest::start(Box::new(net), &worker);
+    let mut guest = Guest::start(Box::new(net), &handle, &worker);
     to_the_first(&handle);
     guest.use_pairs(2);
     to_both(&handle);
@@ -240,6 +244,7 @@ fn udp_passes_in_segments_both_ways_where_the_kernel_has_that() {
     let Some(tap) = tap(&name, &addresses) else { return };
     let wires = tap.into_queues().into_iter().map(|queue| Box::new(queue) as Box<dyn FrameIo>).collect();
     let net = Net::with_pairs(wires, &NetOptions::default());
+    let handle = net.handle();
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
     let version: Vec<u32> = release.split(['.', '-']).map_while(|part| part.parse().ok()).collect();
     let offered = net.offered() & F_HOST_USO != 0;
@@ -248,7 +253,7 @@ fn udp_passes_in_segments_both_ways_where_the_kernel_has_that() {
         return eprintln!("skipped: Linux {release} has no UDP segments for TAP devices");
     }
     let worker = Worker::plain("uso", usize::from(CONTROL) + 1, &Habits::default());
-    let mut guest = Guest::start(Box::new(net), &worker);
+    let mut guest = Guest::start(Box::new(net), &handle, &worker);
 
     // One frame of three segments, in as many buffers as it takes.
     let socket = UdpSocket::bind((addresses[0].as_str(), 0)).unwrap();
