@@ -104,11 +104,26 @@ def profile(record, case, kind, least=0.02):
 
 def profiles(record):
     """Lines for each case that was profiled."""
-    for case in dict.fromkeys(sample["case"] for sample in record["samples"] if "profile" in sample):
+    for case in profiled(record):
         print(f"\n{words(case)}, each {paths.unit(bare(case))[1]}:")
         for kind in ("exits", "msr", "port", "mmio", "interrupts", "calls"):
             for vmm, parts in profile(record, case, kind).items():
                 print(f"  {kind:10} {vmm:18} {', '.join(parts)}")
+
+
+def profiled(record):
+    return dict.fromkeys(sample["case"] for sample in record["samples"] if "profile" in sample)
+
+
+def profile_summary(record):
+    """A line for the best of ours and one for the best peer in each case that was profiled: the most frequent reasons of exits and calls."""
+    figures, rows = medians(record), []
+    for case in profiled(record):
+        for name, value in (best_of(figures[case], mine) for mine in (True, False)):
+            if name:
+                parts = [", ".join(profile(record, case, kind, 0.05).get(name, [])[:5]) for kind in ("exits", "calls")]
+                rows.append([f"{words(case)}, each {paths.unit(bare(case))[1]}", name, number(value), *parts])
+    return ["", "", "figure", "exits", "system calls"], rows
 
 
 def main():
@@ -136,7 +151,10 @@ def main():
         print(f"\n{reached} of {len(rows)} at least {WANTED} times the best peer\n")
         show(*costs(record, kind), options.markdown, words=(0, 1))
         print()
-    profiles(record)
+    if options.summary and profiled(record):
+        show(*profile_summary(record), options.markdown, words=(0, 1, 3, 4))
+    else:
+        profiles(record)
     load = record.get("load")
     print(f"{record['rounds']} rounds in {record['seconds']} s, {record['cpus']} CPUs, kernel {record['kernel']}" + (f"; load of the machine {statistics.median(load):.1f} (median)" if load else ""))
     failed = [sample for sample in record["samples"] if sample["case"] == "failed"]
