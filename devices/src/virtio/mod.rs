@@ -187,6 +187,18 @@ pub enum Served {
     Broken,
 }
 
+impl Served {
+    /// The same, of a queue that is to be served again after `wait` as well, if there is such a time.
+    #[must_use]
+    pub fn and_after(self, wait: Option<Duration>) -> Self {
+        match (self, wait) {
+            (Self::Drained, Some(wait)) => Self::After(wait),
+            (Self::After(wait), Some(other)) => Self::After(wait.min(other)),
+            (served, _) => served,
+        }
+    }
+}
+
 /// A device in use. Owned by one thread, which alone calls it, and serves all of its queues unless it was asked to split some
 /// off.
 pub trait Running: Send {

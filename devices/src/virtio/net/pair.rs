@@ -198,17 +198,16 @@ impl Pair {
 
     /// Interrupts for what was sent if that is due, and says when to look again.
     fn settle_tx(&self, result: Result<Served, RingError>, due: Result<Due, RingError>) -> Served {
-        if matches!(due, Ok(Due::Now)) {
-            self.session.interrupt.queue(self.port.index * 2 + 1);
-            self.port.metrics().tx_interrupts.inc();
-        }
-        let result = result.and_then(|served| {
-            Ok(match (served, due?) {
-                (Served::Drained, Due::After(wait)) => Served::After(wait),
-                (Served::After(wait), Due::After(other)) => Served::After(wait.min(other)),
-                (served, _) => served,
-            })
+        let wait = due.map(|due| match due {
+            Due::Never => None,
+            Due::After(wait) => Some(wait),
+            Due::Now => {
+                self.session.interrupt.queue(self.port.index * 2 + 1);
+                self.port.metrics().tx_interrupts.inc();
+                None
+            }
         });
+        let result = result.and_then(|served| Ok(served.and_after(wait?)));
         self.session.settle(result, &self.port.shared, self.port.metrics())
     }
 

@@ -19,8 +19,8 @@ const RETRY: Duration = Duration::from_millis(1);
 /// Nanoseconds for which the queue is looked at for more at most (see [`Linger`]): what the wire has, acknowledgements among it, waits
 /// meanwhile.
 const LOOK_MAX_NS: u64 = 400_000;
-/// How late the driver may hear of what was sent, if it has been answered in that time each time. Linux has no connection wait for that: TCP small
-/// queues hold a millisecond's worth, and the next answer has it take back what was sent.
+/// How late a driver that is answered may hear of what was sent. Linux's TCP sends on meanwhile: its small queues hold a millisecond's
+/// worth, and each answer has it take back what was sent.
 const DELAY: Duration = Duration::from_millis(4);
 /// Slices a batch starts with room for: Linux scatters a frame over at most 18.
 const SLICES_AT_FIRST: usize = 32;

@@ -141,13 +141,7 @@ impl Live {
     fn turn(&mut self, tx: bool, more: bool) -> Served {
         let result = self.try_turn(tx, more);
         let told = self.tell();
-        let result = result.and_then(|served| {
-            Ok(match (served, told?) {
-                (Served::Drained, Some(wait)) => Served::After(wait),
-                (Served::After(wait), Some(other)) => Served::After(wait.min(other)),
-                (served, _) => served,
-            })
-        });
+        let result = result.and_then(|served| Ok(served.and_after(told?)));
         result.unwrap_or_else(|error| {
             self.broken = true;
             let mux = &mut self.vsock.mux;
