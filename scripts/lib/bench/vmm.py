@@ -252,6 +252,12 @@ class YunPciOther(YunPci):
         super().__init__(f"{binary}-other", work)
 
 
+class YunPciVhostOther(YunPciOther):
+    """Another build, its network by the kernel's vhost."""
+
+    name, interface = "yun-pci-vhost-other", YunPciVhost.interface
+
+
 class YunBare(Rest):
     """Without seccomp and outside any jail: what confinement is compared with."""
 
@@ -375,4 +381,4 @@ PATHS = {
     "net": (YunMmio, YunPci, YunPciPoll, YunPciVhost, Firecracker, QemuMicrovm, QemuQ35, QemuQ35Vhost, QemuQ35VhostPoll),
     "vsock": (YunMmio, YunPci, Firecracker, QemuMicrovm, QemuQ35),
 }
-KNOWN = {kind.name: kind for kind in (*ALL, *CONFINEMENT, *(kind for kinds in PATHS.values() for kind in kinds), QemuMicrovmVhost, YunPciOther)}
+KNOWN = {kind.name: kind for kind in (*ALL, *CONFINEMENT, *(kind for kinds in PATHS.values() for kind in kinds), QemuMicrovmVhost, YunPciOther, YunPciVhostOther)}
