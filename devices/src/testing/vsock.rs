@@ -9,7 +9,7 @@ use zerocopy::IntoBytes;
 
 use crate::mem::VolatileSlice;
 use crate::virtio::queue::{copy_in, copy_out, total_len};
-use crate::virtio::vsock::{Header, HostEvent, HostSide, Kind, Peer, RECORD_BYTES_MAX};
+use crate::virtio::vsock::{Header, HostEvent, HostSide, Kind, Peer, RECORD_BYTES_MAX, Received};
 
 /// A header as it lies in guest memory.
 #[must_use]
@@ -40,6 +40,8 @@ pub struct End {
     pub shut_send: bool,
     /// The guest receives no more, as the device said.
     pub shut_receive: bool,
+    /// Times it was asked for bytes of a stream.
+    pub receives: u32,
     /// The device has let go of it.
     pub closed: bool,
     slot: Option<u16>,
@@ -85,6 +87,7 @@ impl World {
             errors: VecDeque::new(),
             shut_send: false,
             shut_receive: false,
+            receives: 0,
             closed: false,
             slot: None,
             wants_room: false,
@@ -164,7 +167,8 @@ impl HostSide for FakeHost {
         let calls = std::mem::take(&mut world.calls);
         for (index, readable, writable, hung_up) in std::mem::take(&mut world.events) {
             if let Some(slot) = world.ends[index].slot {
-                events.push(HostEvent::Ready { slot, readable, writable, hung_up });
+                let pieces = world.ends[index].ended;
+                events.push(HostEvent::Ready { slot, readable, writable, hung_up, pieces });
             }
         }
         drop(world);
@@ -253,20 +257,24 @@ impl Peer for FakePeer {
         })
     }
 
-    fn recv(&mut self, into: &[VolatileSlice]) -> io::Result<usize> {
+    fn recv(&mut self, into: &[VolatileSlice]) -> io::Result<Received> {
         self.end(|end| {
+            end.receives += 1;
             if let Some(kind) = end.errors.pop_front() {
                 return Err(kind.into());
             }
             assert!(total_len(into) > 0, "no room is no way to receive");
+            let ended = end.ended;
             let Some(mut bytes) = end.incoming.pop_front() else {
-                return if end.ended { Ok(0) } else { Err(io::ErrorKind::WouldBlock.into()) };
+                let end = Received { bytes: 0, all: false };
+                return if ended { Ok(end) } else { Err(io::ErrorKind::WouldBlock.into()) };
             };
             let n = copy_in(into, 0, &bytes);
             if n < bytes.len() {
                 end.incoming.push_front(bytes.split_off(n));
             }
-            Ok(n)
+            // As of a socket: what fills the room may not be all.
+            Ok(Received { bytes: n, all: n < total_len(into) && end.incoming.is_empty() })
         })
     }
 

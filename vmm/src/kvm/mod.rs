@@ -1,5 +1,5 @@
-//! KVM: the virtual machine, its memory slots, its interrupts and its vCPUs; and the ioctls of TAP and block devices. One of the
-//! rooms with `unsafe`.
+//! KVM: the virtual machine, its memory slots, its interrupts and its vCPUs; and the ioctls of TAP, vhost and block devices. One of
+//! the rooms with `unsafe`.
 
 pub mod blkdev;
 mod irqfd;
@@ -7,6 +7,7 @@ pub mod kick;
 mod line;
 pub mod tun;
 pub mod vcpu;
+pub mod vhost;
 pub mod vm;
 
 /// A KVM operation that failed: which, and what the kernel said.

@@ -24,7 +24,7 @@ use super::slots::Place;
 use super::worker::{self, Habits, Observer, Worker};
 use crate::arch::x86_64::acpi::MmioDevice;
 use crate::arch::x86_64::layout;
-use crate::host::vhost_net::{PAIR, Vhost, VhostHandle, VhostNet, VhostOptions};
+use crate::host::vhost_net::{Kernel, Vhost, VhostHandle, VhostNet, VhostOptions};
 use crate::kvm::vm::Vm;
 use crate::sandbox::seccomp::Seccomp;
 use crate::sandbox::seccomp::rules::Kind;
@@ -139,23 +139,27 @@ impl Maker {
             tx_limits: plan.tx_limits,
             group: plan.group,
         };
-        let kernels = plan.vhost.then(|| plan.tap.clone());
-        let wires = plan.tap.into_queues().into_iter().map(|queue| Box::new(queue) as Box<dyn FrameIo>);
+        let wires = plan.tap.into_queues();
+        let kernels = plan.vhost.then(|| wires.clone());
+        let wires = wires.into_iter().map(|queue| Box::new(queue) as Box<dyn FrameIo>);
         let net = Net::with_pairs(wires.collect(), &options);
-        let queues = if plan.vhost { PAIR } else { net.queue_sizes_max().len() };
-        let kicks = worker::kicks(queues).map_err(threads(&plan.id))?;
+        let kicks = worker::kicks(net.queue_sizes_max().len()).map_err(threads(&plan.id))?;
         let mut handle = NetControl { net: net.handle(), vhost: None };
         let mut idle: Box<dyn Idle> = Box::new(net);
-        if let Some(tap) = kernels {
-            let kernel = Vhost::open(ram.clone(), tap)
-                .map_err(|source| BuildError::Vhost { id: plan.id.clone(), source })?;
+        if let Some(taps) = kernels {
+            let open = |tap| -> Result<Box<dyn Kernel>, BuildError> {
+                let kernel = Vhost::open(ram.clone(), tap, plan.poll);
+                let kernel = kernel.map_err(|source| BuildError::Vhost { id: plan.id.clone(), source })?;
+                Ok(Box::new(kernel))
+            };
+            let kernels = taps.into_iter().map(open).collect::<Result<_, _>>()?;
             let options = VhostOptions {
                 name: plan.id.clone(),
                 kicks: Arc::clone(&kicks),
                 rx_limits: plan.rx_limits,
                 tx_limits: plan.tx_limits,
             };
-            let device = VhostNet::new(idle, handle.net.clone(), Box::new(kernel), &options);
+            let device = VhostNet::new(idle, handle.net.clone(), kernels, &options);
             let device = device.map_err(threads(&plan.id))?;
             handle.vhost = Some(device.handle());
             idle = Box::new(device);

@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use devices::mem::VolatileSlice;
+use nix::sys::socket::MsgFlags;
 
 /// Segments moved by one system call: `IOV_MAX`.
 const SEGMENTS_MAX: usize = 1024;
@@ -62,6 +63,29 @@ vectored!(
 vectored!(
     /// pwritev(2) from guest RAM, `offset` bytes from the start of the file.
     pwritev, libc::pwritev, offset);
+
+/// recvmsg(2) of bytes into guest RAM; and its flags. Descriptors that come along are closed, which MSG_CTRUNC tells.
+///
+/// # Errors
+/// What the system call said; EINTR is retried.
+pub fn recvmsg(fd: BorrowedFd<'_>, slices: &[VolatileSlice<'_>]) -> io::Result<(usize, MsgFlags)> {
+    let mut room = [const { std::mem::MaybeUninit::uninit() }; SEGMENTS_MAX];
+    let count = iovecs(slices, &mut room);
+    // SAFETY: a msghdr of zeros is one without an address, iovecs and control messages.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    (message.msg_iov, message.msg_iovlen) = (room.as_mut_ptr().cast(), count as _);
+    loop {
+        // SAFETY: as of the calls above; `message` outlives the call, and is written to by it only where it lies itself.
+        let moved = unsafe { libc::recvmsg(fd.as_raw_fd(), &raw mut message, 0) };
+        if let Ok(moved) = usize::try_from(moved) {
+            return Ok((moved, MsgFlags::from_bits_truncate(message.msg_flags)));
+        }
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
+        }
+    }
+}
 
 #[cfg(test)]
 mod tests {

@@ -88,15 +88,15 @@ pub struct NetworkInterface {
     /// fields).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate_limiter_group: Option<String>,
-    /// Microseconds, at most 1000, for which the interface's thread looks for more frames before it sleeps, as long as that pays: it
-    /// takes a CPU. 0, no time at all, if missing (an addition to Firecracker's fields).
+    /// Microseconds, at most 1000, for which the interface's thread, with `vhost` the kernel's, looks for more frames before it sleeps
+    /// (the VMM's as long as that pays): it takes a CPU. 0, no time at all, if missing (an addition to Firecracker's fields).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub poll_us: Option<u16>,
     /// Whether the host's kernel moves the frames (vhost-net) rather than the VMM (an addition to Firecracker's fields). With rate
     /// limits the VMM does, as long as there are any.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub vhost: bool,
-    /// Pairs of queues, each served by a thread of its own once the guest uses it: 1 to 16, 1 if it is missing. More than one
+    /// Pairs of queues, each served by a thread of its own, with `vhost` the kernel's, once the guest uses it: 1 to 16, 1 if it is missing. More than one
     /// need a TAP device by name that is made for several (an addition to Firecracker's fields).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub num_queue_pairs: Option<u16>,
@@ -132,9 +132,6 @@ pub enum NetSpecError {
          host_dev_name and no descriptor."
     )]
     QueuePairsOfDescriptor(u16),
-    /// Several pairs of queues in the kernel.
-    #[error("vhost serves one pair of queues, not {0}: give num_queue_pairs 1, or vhost false.")]
-    QueuePairsOfVhost(u16),
 }
 
 impl NetworkInterface {
@@ -160,9 +157,6 @@ impl NetworkInterface {
             || ["fd:", "received:"].iter().any(|prefix| self.host_dev_name.starts_with(prefix));
         if pairs > 1 && by_descriptor {
             return Err(NetSpecError::QueuePairsOfDescriptor(pairs));
-        }
-        if pairs > 1 && self.vhost {
-            return Err(NetSpecError::QueuePairsOfVhost(pairs));
         }
         self.rx_rate_limiter = self.rx_rate_limiter.and_then(RateLimiter::effective);
         self.tx_rate_limiter = self.tx_rate_limiter.and_then(RateLimiter::effective);
@@ -246,11 +240,7 @@ mod tests {
             check("t", r#","num_queue_pairs":17"#).unwrap_err().to_string(),
             "The num_queue_pairs of an interface must be 1 to 16, not 17."
         );
-        assert!(check("t", r#","num_queue_pairs":1,"vhost":true"#).is_ok());
-        assert_eq!(
-            check("t", r#","num_queue_pairs":2,"vhost":true"#).unwrap_err().to_string(),
-            "vhost serves one pair of queues, not 2: give num_queue_pairs 1, or vhost false."
-        );
+        assert!(check("t", r#","num_queue_pairs":2,"vhost":true"#).is_ok());
         for (name, fd) in [("t", r#","host_dev_fd":9"#), ("fd:9", ""), ("received:0", "")] {
             assert!(check(name, &format!(r#","num_queue_pairs":1{fd}"#)).is_ok());
             assert_eq!(

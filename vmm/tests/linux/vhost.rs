@@ -20,6 +20,7 @@ use crate::over_both_transports;
 over_both_transports!(vhost:
     streams_pass_both_ways_through_the_kernel_around_pauses_and_resets_of_the_driver,
     limits_that_come_move_a_stream_to_userspace_where_they_hold,
+    a_guest_of_two_vcpus_uses_two_pairs_in_the_kernel_and_keeps_them_when_limits_come,
 );
 
 /// Bytes of a stream.
@@ -196,6 +197,90 @@ fn limits_that_come_move_a_stream_to_userspace_where_they_hold(bus: Bus) {
     vm.types(b"go\n");
     succeeds(&mut vm);
     server.check(&vm, 2);
+}
+
+/// How often each of the VMM's threads in the kernel has waited so far, in the order they were made in. From Linux 6.4 on they are
+/// threads of the VMM, before that of the kernel.
+fn waits(vm: &Vm) -> Vec<u64> {
+    let name = format!("vhost-{}", vm.pid());
+    let count = |task: &Path| -> Option<(u64, u64)> {
+        let read = |file: &str| fs::read_to_string(task.join(file)).ok();
+        let status = read("status").filter(|_| read("comm").is_some_and(|comm| comm.trim() == name))?;
+        let waits = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"))?;
+        Some((task.file_name()?.to_str()?.parse().ok()?, waits.trim().parse().ok()?))
+    };
+    let tasks = ["/proc".to_owned(), format!("/proc/{}/task", vm.pid())];
+    let tasks = tasks.iter().flat_map(|all| fs::read_dir(all).unwrap());
+    let mut found: Vec<_> = tasks.filter_map(|task| count(&task.ok()?.path())).collect();
+    found.sort_unstable();
+    found.into_iter().map(|(_, waits)| waits).collect()
+}
+
+fn a_guest_of_two_vcpus_uses_two_pairs_in_the_kernel_and_keeps_them_when_limits_come(bus: Bus) {
+    let n = if bus == Bus::Pci { 7 } else { 6 };
+    let (tap, subnet) = (format!("yun-vhost{n}"), format!("172.20.{n}"));
+    let _tap = Taps::add_multi_queue(&tap, &format!("{subnet}.1"));
+    let mut vm = Vm::start(bus.flags());
+    vm.put("/machine-config", &json!({"vcpu_count": 2, "mem_size_mib": 256}));
+    // One pair more than vCPUs: the guest leaves it alone. The kernel's threads look for more before they wait.
+    let interface =
+        json!({"iface_id": "eth0", "host_dev_name": tap, "vhost": true, "num_queue_pairs": 3, "poll_us": 20});
+    vm.put("/network-interfaces/eth0", &interface);
+    let script = format!(
+        "cd /sys/class/net/eth0/queues; echo queues=$(echo *); H={subnet}.1
+        both() {{ for cpu in 1 2 1 2; do taskset $cpu ping -c 2 -i 0.2 -W 20 $H >/dev/null || return 1; done; echo $1=yes; }}
+        ping -c 1 -W 20 $H >/dev/null; echo open=yes; read -r line
+        both kernel; read -r line; both userspace; read -r line"
+    );
+    boot(&vm, &format!("yun.ip={subnet}.2/24"), &script);
+    vm.prints("open=yes");
+    assert_eq!(printed(&vm, "queues"), "rx-0 rx-1 tx-0 tx-1");
+    assert_eq!(active(&vm), 1, "{}", vm.log());
+
+    // 64 flows from the host, each of which goes to either pair; what the guest sends goes out by its vCPU's.
+    let to_guest = || fs::read_to_string(format!("/sys/class/net/{tap}/statistics/tx_packets")).unwrap();
+    let to_guest = || to_guest().trim().parse::<u64>().unwrap();
+    let flows = || {
+        for _ in 0..64 {
+            let socket = std::net::UdpSocket::bind((format!("{subnet}.1"), 0)).unwrap();
+            socket.send_to(b"flow", (format!("{subnet}.2"), 9)).unwrap();
+        }
+    };
+    let (begun, frames) = (waits(&vm), to_guest());
+    assert_eq!(begun.len(), 3, "a thread in the kernel for each pair");
+    flows();
+    eventually("64 frames", || (to_guest() >= frames + 64).then_some(()));
+    eventually("a frame for the second pair", || (waits(&vm)[1] > begun[1]).then_some(()));
+    let received = waits(&vm);
+    vm.types(b"go\n");
+    vm.prints("kernel=yes");
+    let sent = waits(&vm);
+    assert!(sent[0] > received[0] && sent[1] > received[1], "both pairs send: {received:?}, {sent:?}");
+    assert_eq!(sent[2], begun[2], "the third is not in use");
+    assert_eq!(vm.metric("yun_net_tx_packets_count_total"), 0, "none of it was the VMM's");
+
+    // The host forgets where the guest is, and would learn it from a frame that nobody asked for.
+    host(&format!("sysctl -qw net.ipv4.conf.{tap}.arp_accept=1"));
+    let known = || host(&format!("ip neigh show {subnet}.2 dev {tap}"));
+    vm.patch("/vm", &json!({"state": "Paused"}));
+    host(&format!("ip neigh flush dev {tap}"));
+    vm.patch("/vm", &json!({"state": "Resumed"}));
+    eventually("an announcement", || known().contains("lladdr").then_some(()));
+    eventually("its acknowledgement", || (vm.metric("yun_net_announce_count_total") == 1).then_some(()));
+    assert_eq!((active(&vm), vm.metric("yun_net_vhost_fallback_count_total")), (1, 0), "{}", vm.log());
+
+    let limit = json!({"ops": {"size": 1_000_000, "refill_time": 100}});
+    vm.patch("/network-interfaces/eth0", &json!({"iface_id": "eth0", "tx_rate_limiter": limit}));
+    eventually("userspace", || (active(&vm) == 0).then_some(()));
+    let frames = vm.metric("yun_net_rx_packets_count_total");
+    flows();
+    eventually("64 frames", || (vm.metric("yun_net_rx_packets_count_total") >= frames + 64).then_some(()));
+    vm.types(b"go\n");
+    vm.prints("userspace=yes");
+    assert_eq!(vm.metric("yun_net_needs_reset_count_total"), 0);
+    assert_eq!(vm.metric("yun_net_rx_fails_total") + vm.metric("yun_net_tx_fails_total"), 0);
+    vm.types(b"enough\n");
+    succeeds(&mut vm);
 }
 
 #[test]

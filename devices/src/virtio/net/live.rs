@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::os::fd::RawFd;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::Net;
 use super::control::{Command, Control};
@@ -50,7 +51,13 @@ impl Live {
         });
         let first = made.next().expect("a card has a pair");
         let further = made.map(|pair| Further { pair: SharedPair::new(pair), split_off: false }).collect();
-        Self { net, session, first, further, pairs, control }
+        let mut live = Self { net, session, first, further, pairs, control };
+        let kept = live.net.shared.in_use_next.swap(1, Ordering::AcqRel);
+        // The wires may have failed it meanwhile: then all frames come to the first pair.
+        if kept > 1 {
+            live.use_pairs(kept);
+        }
+        live
     }
 
     /// The pairs beyond the first that this thread serves; not those that the driver can't use.
@@ -117,6 +124,7 @@ impl Live {
             }
         }
         rest.iter().for_each(|further| further.pair.with((), Pair::deactivate));
+        self.net.shared.in_use.store(count, Ordering::Release);
         true
     }
 }
@@ -191,6 +199,7 @@ impl Running for Live {
         let pairs = std::iter::once(first).chain(further.iter().filter_map(|further| further.pair.take()));
         net.ports = pairs.map(|pair| pair.port).collect();
         net.ports.iter_mut().for_each(|port| port.rest());
+        net.shared.in_use.store(1, Ordering::Release);
         let mut caller = net.shared.caller();
         caller.interrupt = None;
         net.shared.heard(&mut caller);

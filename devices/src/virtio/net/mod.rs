@@ -24,6 +24,7 @@ mod tests;
 mod tx;
 
 use std::num::NonZeroU16;
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use features::{F_ALWAYS, F_USO, announces, offloads};
@@ -87,6 +88,12 @@ struct Shared {
     caller: Mutex<Caller>,
     /// What all pairs together may receive, and send.
     limits: [Group; 2],
+    /// Pairs that the driver uses.
+    in_use: AtomicU16,
+    /// Pairs that it is taken to use when it next starts the card.
+    in_use_next: AtomicU16,
+    /// Somebody else moves the frames.
+    elsewhere: AtomicBool,
     /// By pair.
     metrics: Box<[NetMetrics]>,
     log: Mutex<LogLimit>,
@@ -144,6 +151,23 @@ impl NetHandle {
         self.0.config.update(STATUS_AT, &(S_LINK_UP | S_ANNOUNCE).to_le_bytes());
         caller.asked = true;
         interrupt.config();
+    }
+
+    /// Pairs of queues that the driver uses: the first, until it asks for more (virtio 1.2 §5.1.6.5.5).
+    #[must_use]
+    pub fn pairs_in_use(&self) -> u16 {
+        self.0.in_use.load(Ordering::Acquire)
+    }
+
+    /// Somebody else moves the frames from now on, or no more: a card that is told so obeys its control queue, has the wires of pairs
+    /// that are in use attached and touches no other queue by itself. Its frames' queues must not be served.
+    pub fn frames_are_moved_elsewhere(&self, elsewhere: bool) {
+        self.0.elsewhere.store(elsewhere, Ordering::Release);
+    }
+
+    /// The driver that starts the card next is the present one, who won't ask again: it uses as many pairs as now.
+    pub fn keep_pairs(&self) {
+        self.0.in_use_next.store(self.pairs_in_use(), Ordering::Release);
     }
 
     /// What the card did so far, over all of its pairs.
@@ -211,6 +235,9 @@ impl Net {
             config: ConfigSpace::new(config),
             caller: Mutex::default(),
             limits: [&options.rx_limits, &options.tx_limits].map(|spec| Group::new(spec, monotonic_ns())),
+            in_use: AtomicU16::new(1),
+            in_use_next: AtomicU16::new(1),
+            elsewhere: AtomicBool::new(false),
             metrics: (0..pairs).map(|_| NetMetrics::default()).collect(),
             log: Mutex::default(),
         });

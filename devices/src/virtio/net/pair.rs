@@ -239,6 +239,14 @@ impl Pair {
         if !self.port.active {
             return;
         }
+        if !self.port.shared.elsewhere.load(Ordering::Acquire) {
+            self.send_the_rest();
+        }
+        self.port.active = false;
+        self.port.attach(false);
+    }
+
+    fn send_the_rest(&mut self) {
         for _ in 0..u32::from(QUEUE_SIZE) / FRAMES_PER_BATCH {
             if self.session.is_broken() || self.serve_tx() != Served::More {
                 break;
@@ -248,8 +256,6 @@ impl Pair {
             let due = tx.last_interrupt(&self.session.ram);
             self.settle_tx(Ok(Served::Drained), due);
         }
-        self.port.active = false;
-        self.port.attach(false);
     }
 }
 

@@ -76,6 +76,8 @@ pub struct Connection {
     pub(super) host_told: u32,
     /// The peer may have something.
     pub(super) readable: bool,
+    /// Only a receive that finds nothing shows that it has not: what it has comes in pieces.
+    pub in_pieces: bool,
     pub(super) owes_response: bool,
     pub(super) owes_credit: bool,
     pub(super) asked_for_credit: bool,
@@ -100,6 +102,7 @@ impl Connection {
             host_shut: 0,
             host_told: 0,
             readable: false,
+            in_pieces: false,
             owes_response: state == State::Open,
             owes_credit: false,
             asked_for_credit: false,

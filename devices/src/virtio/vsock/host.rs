@@ -21,6 +21,8 @@ pub enum HostEvent {
         writable: bool,
         /// It takes no more and sends no more.
         hung_up: bool,
+        /// What there is to receive comes in pieces, one each time, however much room there is: bytes before the end, say.
+        pieces: bool,
     },
     /// Somebody wants to talk to a port of the guest.
     Call {
@@ -31,6 +33,15 @@ pub enum HostEvent {
         /// To which port.
         port: u32,
     },
+}
+
+/// What was received of a stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Received {
+    /// Bytes; none at the end.
+    pub bytes: usize,
+    /// That was all there was: it can be told of what comes later, unless this comes in pieces.
+    pub all: bool,
 }
 
 /// Where connections of the guest end and those to the guest begin. Called by the device's thread only; never waits.
@@ -78,11 +89,11 @@ pub trait Peer: Send {
     /// `WouldBlock` if there is no room; `BrokenPipe` and `ConnectionReset` if nobody will receive it.
     fn send(&mut self, data: &[VolatileSlice]) -> io::Result<usize>;
 
-    /// Receives bytes; 0 at the end.
+    /// Receives bytes.
     ///
     /// # Errors
     /// `WouldBlock` if there are none.
-    fn recv(&mut self, into: &[VolatileSlice]) -> io::Result<usize>;
+    fn recv(&mut self, into: &[VolatileSlice]) -> io::Result<Received>;
 
     /// Receives a record into `into`, which is empty; its bytes, 0 at the end. One of more than [`RECORD_BYTES_MAX`] is lost.
     ///

@@ -30,7 +30,7 @@ mod tests;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use host::{HostEvent, HostSide, Peer, RECORD_BYTES_MAX};
+pub use host::{HostEvent, HostSide, Peer, RECORD_BYTES_MAX, Received};
 pub use metrics::VsockMetrics;
 pub use packet::{
     GUEST_CID_MIN, HEADER_BYTES, HOST_CID, Header, Key, Kind, Op, Packet, Refusal, SEQ_EOM, SHUT_BOTH,

@@ -232,8 +232,9 @@ impl Mux {
         let more = self.host.poll(self.table.room(), &mut events);
         for event in events.drain(..) {
             match event {
-                HostEvent::Ready { slot, readable, writable, hung_up } => {
+                HostEvent::Ready { slot, readable, writable, hung_up, pieces } => {
                     let Some(connection) = self.table.get(slot) else { continue };
+                    connection.in_pieces |= pieces;
                     match connection.ready(readable, writable, hung_up, &self.shared.metrics) {
                         Ok(true) => {
                             self.table.remove(slot);

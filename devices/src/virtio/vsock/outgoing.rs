@@ -3,7 +3,7 @@
 use std::io::{self, ErrorKind};
 
 use super::connection::{Connection, Reset, State};
-use super::host::RECORD_BYTES_MAX;
+use super::host::{RECORD_BYTES_MAX, Received};
 use super::packet::{Kind, Op, SEQ_EOM, SHUT_BOTH, SHUT_RECEIVE, SHUT_SEND};
 use crate::mem::VolatileSlice;
 use crate::virtio::queue::{copy_in, total_len, truncate};
@@ -100,11 +100,14 @@ impl Connection {
         scratch.clear();
         scratch.extend_from_slice(into);
         match self.peer.recv(truncate(scratch, room)) {
-            Ok(0) => {
+            Ok(Received { bytes: 0, .. }) => {
                 self.host_shut |= SHUT_SEND;
                 Ok(None)
             }
-            Ok(n) => Ok(Some((n.min(room), 0))),
+            Ok(Received { bytes, all }) => {
+                self.readable = !all || self.in_pieces;
+                Ok(Some((bytes.min(room), 0)))
+            }
             Err(error) => self.recv_failed(error),
         }
     }

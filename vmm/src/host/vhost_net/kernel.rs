@@ -2,6 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::time::Duration;
 
 use devices::mem::{GuestMemoryBackend, Ram};
 use vhost::net::VhostNet as _;
@@ -12,6 +13,7 @@ use vm_memory::GuestMemoryRegion;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::host::tap::Tap;
+use crate::kvm::vhost as vhost_ioctls;
 
 /// The device node.
 pub const PATH: &str = "/dev/vhost-net";
@@ -94,16 +96,24 @@ pub struct Vhost {
 }
 
 impl Vhost {
-    /// A new one, between `tap` and a guest with this RAM.
+    /// A new one, between `tap` and a guest with this RAM. Where it has nothing to do it looks for more for as long as `poll` says
+    /// before it sleeps, in whole microseconds.
     ///
     /// # Errors
     /// [`VhostError`].
-    pub fn open(ram: Ram, tap: Tap) -> Result<Self, VhostError> {
+    pub fn open(ram: Ram, tap: Tap, poll: Duration) -> Result<Self, VhostError> {
         let net = Net::new(ram).map_err(|error| match error {
             vhost::Error::VhostOpen(error) => VhostError::Open(error),
             source => VhostError::Refused { doing: "open", source },
         })?;
         net.set_owner().map_err(refused("accept this process"))?;
+        if let us @ 1.. = u32::try_from(poll.as_micros()).unwrap_or(u32::MAX) {
+            for queue in [0, 1] {
+                let set = vhost_ioctls::set_busyloop_timeout(&net, queue, us);
+                set.map_err(|e| vhost::Error::IOError(e.into()))
+                    .map_err(refused("look for work before it sleeps"))?;
+            }
+        }
         let features = net.get_features().map_err(refused("say what it knows"))?;
         let silence = EventFd::new(EFD_NONBLOCK).map_err(vhost::Error::IOError);
         let silence = silence.map_err(refused("get a descriptor"))?;

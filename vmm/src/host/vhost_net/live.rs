@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 
 use devices::irq::{Eventfd, Interrupt};
 use devices::mem::{Bytes, GuestAddress, Ram};
-use devices::virtio::net::{RX_QUEUE, TX_QUEUE};
+use devices::virtio::net::F_MQ;
 use devices::virtio::{Granted, Idle, Running, Served, StartFailed};
 use virtio_queue::{Queue, QueueState};
 use vmm_sys_util::eventfd::EventFd;
@@ -66,9 +66,17 @@ pub(super) struct Live {
     /// The queues, by index, as they were when they were last held.
     rings: Vec<Option<QueueState>>,
     mode: Mode,
+    /// Pairs that the driver may use.
+    pairs: usize,
+    /// Pairs, from the first on, whose rings the kernel has.
+    served: usize,
+    /// Userspace has taken commands from the control queue.
+    commanded: bool,
     sources: Vec<Source>,
     /// Descriptors that the userspace path waits for and that nobody watches yet.
     unwatched: VecDeque<(usize, RawFd)>,
+    /// All are watched, and pairs that are not in use were not served since.
+    unused_unserved: bool,
 }
 
 impl Live {
@@ -76,10 +84,16 @@ impl Live {
     pub(super) fn start(user: Box<dyn Idle>, link: Link, granted: Granted) -> Result<Self, StartFailed> {
         let (ram, features) = (Arc::clone(&granted.ram), granted.features);
         let interrupt = Arc::clone(&granted.interrupt);
-        let rings = granted.queues.iter().map(|queue| queue.as_ref().map(Queue::state)).collect();
+        let rings: Vec<_> = granted.queues.iter().map(|queue| queue.as_ref().map(Queue::state)).collect();
+        // Without VIRTIO_NET_F_MQ there is one pair, and the control queue comes after it (virtio 1.2 §5.1.2).
+        let pairs = if features & F_MQ != 0 { link.kernels.len() } else { 1 };
+        link.net.frames_are_moved_elsewhere(true);
         match user.start(granted) {
             Ok(user) => Ok(Self {
-                sources: connect(&link, &*interrupt),
+                sources: connect(&link, &*interrupt, &rings[..rings.len().min(pairs * PAIR)]),
+                pairs,
+                served: 0,
+                commanded: false,
                 link,
                 user: Some(User::Running(user)),
                 ram,
@@ -88,6 +102,7 @@ impl Live {
                 rings,
                 mode: Mode::Held,
                 unwatched: VecDeque::new(),
+                unused_unserved: false,
             }),
             Err(StartFailed { device, reason }) => {
                 Err(StartFailed { device: Box::new(VhostNet::of(device, link)), reason })
@@ -95,48 +110,100 @@ impl Live {
         }
     }
 
-    /// The kernel takes the rings where they are. After an error it has none of them.
+    /// The kernel takes the rings of pairs in use where they are, as far as it has not got them. After an error it has none.
     fn give_to_kernel(&mut self) -> Result<(), VhostError> {
-        let Link { kernel, kicks, calls, errors, shared, .. } = &mut self.link;
-        // What is left there was said of an earlier driver's rings.
-        let _ = errors.read();
-        kernel.prepare(self.features & KNOWN)?;
-        for (queue, ring) in self.rings.iter().take(PAIR).enumerate() {
-            let (Some(ring), Some(kick)) = (ring, kicks.get(queue)) else { continue };
-            let signals = Signals { kick, call: &calls[queue], error: errors };
-            if let Err(error) = kernel.start(queue, ring, &signals) {
-                let _ = kernel.stop(queue); // what there is of it
-                (0..queue).for_each(|queue| self.hold_ring(queue));
+        if self.served == 0 {
+            // What is left there was said of an earlier driver's rings.
+            let _ = self.link.errors.read();
+        }
+        for pair in self.served..self.pairs.min(self.link.net.pairs_in_use().into()) {
+            // Also of one that it has got in part.
+            self.served = pair + 1;
+            if let Err(error) = self.give_pair(pair) {
+                self.hold();
                 return Err(error);
             }
         }
-        shared.in_kernel.store(true, Ordering::Relaxed);
+        self.link.shared.in_kernel.store(true, Ordering::Relaxed);
         self.mode = Mode::Kernel;
         Ok(())
     }
 
-    /// The kernel lets go of the rings; when this returns it touches no guest memory.
+    fn give_pair(&mut self, pair: usize) -> Result<(), VhostError> {
+        let Link { kernels, kicks, calls, errors, .. } = &mut self.link;
+        let kernel = &mut kernels[pair];
+        kernel.prepare(self.features & KNOWN)?;
+        for side in 0..PAIR {
+            let queue = pair * PAIR + side;
+            let (Some(Some(ring)), Some(kick)) = (self.rings.get(queue), kicks.get(queue)) else { continue };
+            kernel.start(side, ring, &Signals { kick, call: &calls[queue], error: errors })?;
+        }
+        Ok(())
+    }
+
+    /// The kernel lets go of all rings; when this returns it touches no guest memory.
     fn hold(&mut self) {
-        (0..PAIR).for_each(|queue| self.hold_ring(queue));
+        self.hold_from(0);
         self.link.shared.in_kernel.store(false, Ordering::Relaxed);
         self.mode = Mode::Held;
     }
 
+    /// It lets go of those of pair `first` and of all after it.
+    fn hold_from(&mut self, first: usize) {
+        for queue in first * PAIR..self.served * PAIR {
+            self.hold_ring(queue);
+        }
+        self.served = self.served.min(first);
+    }
+
     fn hold_ring(&mut self, queue: usize) {
         let Some(Some(ring)) = self.rings.get_mut(queue) else { return };
-        let stopped = self.link.kernel.stop(queue);
+        let stopped = self.link.kernels[queue / PAIR].stop(queue % PAIR);
         // All that it took it has used: vhost-net answers in order, and gives back what it could not use.
-        let used = self.ram.load::<u16>(GuestAddress(ring.used_ring + USED_INDEX), Ordering::Acquire);
-        ring.next_used = used.map_or(ring.next_used, u16::from_le);
+        ring.next_used = used_index(&self.ram, ring);
         ring.next_avail = stopped.unwrap_or_else(|error| {
             log::error!("{}: {error}", self.link.name);
             ring.next_used
         });
     }
 
+    /// Where the control queue is, as userspace, which answers in order, left it.
+    fn hold_control(&mut self) {
+        if let Some(Some(ring)) = self.rings.get_mut(self.pairs * PAIR).filter(|_| self.commanded) {
+            ring.next_used = used_index(&self.ram, ring);
+            ring.next_avail = ring.next_used;
+        }
+    }
+
+    /// Has userspace carry out commands of the control queue, with the kernel serving the pairs that are in use afterwards.
+    fn obey(&mut self) -> Served {
+        // No frame is put into a queue that the driver is told to have given up (virtio 1.2 §5.1.6.5.5.1), nor is one on its way.
+        self.hold_from(1);
+        self.commanded = true;
+        let control = u16::try_from(self.pairs * PAIR).unwrap_or(u16::MAX);
+        let served = self.running().map_or(Served::Drained, |running| running.serve(control));
+        if served == Served::Broken {
+            self.hold();
+            self.mode = Mode::Broken;
+        } else {
+            self.give_to_kernel_or_userspace();
+        }
+        served
+    }
+
+    fn give_to_kernel_or_userspace(&mut self) {
+        if let Err(error) = self.give_to_kernel() {
+            self.link.warn(format_args!("{error}; it is served in userspace"));
+            self.give_to_userspace();
+        }
+    }
+
     /// Userspace takes the rings where they are held, with the features that were agreed on.
     fn give_to_userspace(&mut self) {
         self.link.shared.fallbacks.fetch_add(1, Ordering::Relaxed);
+        self.hold_control();
+        self.link.net.frames_are_moved_elsewhere(false);
+        self.link.net.keep_pairs();
         let Some(user) = self.user.take() else { return };
         // Each was valid when the driver granted it, and only its two indices are others.
         let queues = self.rings.iter().map(|ring| ring.and_then(|ring| Queue::try_from(ring).ok())).collect();
@@ -158,6 +225,17 @@ impl Live {
                 self.user = Some(User::Idle(device));
                 self.give_up();
             }
+        }
+    }
+
+    /// Userspace has the TAP device's queues attached to be watched; it lets go of those of unused pairs when it serves these, for which
+    /// no kick would come.
+    fn serve_unused(&mut self) {
+        let unused = usize::from(self.link.net.pairs_in_use())..self.pairs;
+        for queue in unused.filter_map(|pair| u16::try_from(pair * PAIR).ok()) {
+            self.running().into_iter().for_each(|running| {
+                running.serve(queue);
+            });
         }
     }
 
@@ -189,8 +267,8 @@ impl Live {
     /// The kernel has used buffers of `queue`.
     fn called(&self, queue: u16) {
         self.interrupt.queue(queue);
-        let metrics = &self.link.net.pairs()[0];
-        let count = if queue == RX_QUEUE { &metrics.rx_interrupts } else { &metrics.tx_interrupts };
+        let metrics = &self.link.net.pairs()[usize::from(queue) / PAIR];
+        let count = if queue.is_multiple_of(2) { &metrics.rx_interrupts } else { &metrics.tx_interrupts };
         count.inc();
     }
 }
@@ -199,23 +277,29 @@ fn eventfd(call: &Arc<EventFd>) -> Eventfd {
     Arc::clone(call) as Eventfd
 }
 
-/// Has the calls be interrupts by themselves, as far as the machine can; what is left to wait for.
-fn connect(link: &Link, interrupt: &dyn Interrupt) -> Vec<Source> {
-    let calls = [RX_QUEUE, TX_QUEUE].into_iter().zip(&link.calls);
-    let left = calls.filter(|(queue, call)| !interrupt.connect(*queue, &eventfd(call)));
-    [Source::Wake, Source::Errors].into_iter().chain(left.map(|(queue, _)| Source::Call(queue))).collect()
+/// How far the device has used `ring`.
+fn used_index(ram: &Ram, ring: &QueueState) -> u16 {
+    let used = ram.load::<u16>(GuestAddress(ring.used_ring + USED_INDEX), Ordering::Acquire);
+    used.map_or(ring.next_used, u16::from_le)
+}
+
+/// Has the calls of `rings` be interrupts by themselves, as far as the machine can; what is left to wait for.
+fn connect(link: &Link, interrupt: &dyn Interrupt, rings: &[Option<QueueState>]) -> Vec<Source> {
+    let calls = (0..).zip(rings).zip(&link.calls).filter(|((_, ring), _)| ring.is_some());
+    let left = calls.filter(|((queue, _), call)| !interrupt.connect(*queue, &eventfd(call)));
+    [Source::Wake, Source::Errors]
+        .into_iter()
+        .chain(left.map(|((queue, _), _)| Source::Call(queue)))
+        .collect()
 }
 
 impl Running for Live {
     fn serve(&mut self, queue: u16) -> Served {
-        let in_kernel = usize::from(queue) < PAIR && self.mode == Mode::Kernel;
         match self.mode {
             Mode::Broken => Served::Broken,
-            Mode::Held => Served::Drained,
-            Mode::Kernel if in_kernel => Served::Drained,
-            Mode::Kernel | Mode::Userspace => {
-                self.running().map_or(Served::Drained, |running| running.serve(queue))
-            }
+            Mode::Kernel if usize::from(queue) == self.pairs * PAIR => self.obey(),
+            Mode::Held | Mode::Kernel => Served::Drained,
+            Mode::Userspace => self.running().map_or(Served::Drained, |running| running.serve(queue)),
         }
     }
 
@@ -263,7 +347,13 @@ impl Running for Live {
 
     fn new_source(&mut self) -> Option<(usize, RawFd)> {
         if let Some(source) = self.unwatched.pop_front() {
+            if self.unwatched.is_empty() {
+                self.unused_unserved = true;
+            }
             return Some(source);
+        }
+        if std::mem::take(&mut self.unused_unserved) {
+            self.serve_unused();
         }
         let (source, fd) = self.running()?.new_source()?;
         Some((source + self.sources.len(), fd))
@@ -275,12 +365,7 @@ impl Running for Live {
                 self.say_that_limits_are_kept_in_userspace();
                 self.give_to_userspace();
             }
-            Mode::Held => {
-                if let Err(error) = self.give_to_kernel() {
-                    self.link.warn(format_args!("{error}; it is served in userspace"));
-                    self.give_to_userspace();
-                }
-            }
+            Mode::Held => self.give_to_kernel_or_userspace(),
             Mode::Userspace => self.running().into_iter().for_each(|running| running.go_on()),
             Mode::Kernel | Mode::Broken => {}
         }
@@ -289,8 +374,9 @@ impl Running for Live {
     fn kicked_elsewhere(&self) -> u64 {
         match self.mode {
             Mode::Kernel | Mode::Held => {
-                let pair = (0..PAIR).zip(&self.rings).filter(|(_, ring)| ring.is_some());
-                pair.fold(0, |bits, (queue, _)| bits | 1 << queue)
+                let used = self.pairs.min(self.link.net.pairs_in_use().into()) * PAIR;
+                let used = (0..used).zip(&self.rings).filter(|(_, ring)| ring.is_some());
+                used.fold(0, |bits, (queue, _)| bits | 1 << queue)
             }
             Mode::Userspace | Mode::Broken => 0,
         }

@@ -19,10 +19,14 @@
 //! vhost-net knows no rate limits, so an interface that has some is served in userspace: never without them. It counts nothing
 //! either: of frames and bytes the TAP device's counters tell.
 //!
-//! Here is one pair of queues, hence one vhost-net; several pairs are several of them. Queues past the pair are served in userspace.
+//! A vhost-net serves one pair of queues: several pairs are several of them, each a thread in the kernel, of which those work whose
+//! pair the driver uses. The control queue is userspace's always: its device attaches and detaches the TAP device's queues. Once
+//! userspace serves, it does so for all pairs on the device's one thread.
 
 mod kernel;
 mod live;
+#[cfg(test)]
+mod pairs_tests;
 #[cfg(test)]
 mod tests;
 
@@ -38,17 +42,11 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 pub use kernel::{Kernel, PATH, Vhost, VhostError, available};
 
-/// Queues of such an interface: one to receive, one to send.
-pub const PAIR: usize = 2;
+/// Queues of a pair: one to receive, one to send.
+const PAIR: usize = 2;
 
 /// The features that vhost-net takes part in; all others are between the guest and the TAP device.
 const KNOWN: u64 = devices::virtio::net::F_MRG_RXBUF | devices::virtio::queue::F_COMMON;
-
-/// The features of a control queue, which vhost-net has not.
-const CONTROL: u64 = {
-    use devices::virtio::net::{F_CTRL_VQ, F_GUEST_ANNOUNCE, F_MQ};
-    F_CTRL_VQ | F_GUEST_ANNOUNCE | F_MQ
-};
 
 /// What the device and its handles share.
 struct Shared {
@@ -104,10 +102,11 @@ pub struct VhostOptions {
 /// All of an interface but its userspace path.
 struct Link {
     name: String,
-    kernel: Box<dyn Kernel>,
+    /// By pair.
+    kernels: Vec<Box<dyn Kernel>>,
     kicks: Arc<[EventFd]>,
     /// What the kernel signals when it has used buffers, by queue.
-    calls: [Arc<EventFd>; PAIR],
+    calls: Vec<Arc<EventFd>>,
     /// What it signals when a ring is broken.
     errors: EventFd,
     shared: Arc<Shared>,
@@ -132,16 +131,20 @@ pub struct VhostNet {
 }
 
 impl VhostNet {
-    /// Has `kernel` serve the network device `user`, of which `net` is the handle.
+    /// Has `kernels`, one for each of its pairs, serve the network device `user`, of which `net` is the handle.
     ///
     /// # Errors
     /// If descriptors can't be had.
+    ///
+    /// # Panics
+    /// If there are not as many of them as pairs.
     pub fn new(
         user: Box<dyn Idle>,
         net: NetHandle,
-        kernel: Box<dyn Kernel>,
+        kernels: Vec<Box<dyn Kernel>>,
         options: &VhostOptions,
     ) -> io::Result<Self> {
+        assert_eq!(kernels.len(), net.pairs().len(), "each pair of queues has its vhost-net");
         let eventfd = || EventFd::new(EFD_NONBLOCK);
         let shared = Arc::new(Shared {
             limited: AtomicBool::new(limits(&options.rx_limits, &options.tx_limits)),
@@ -151,9 +154,9 @@ impl VhostNet {
         });
         let link = Link {
             name: options.name.clone(),
-            kernel,
+            calls: (0..kernels.len() * PAIR).map(|_| eventfd().map(Arc::new)).collect::<io::Result<_>>()?,
+            kernels,
             kicks: Arc::clone(&options.kicks),
-            calls: [Arc::new(eventfd()?), Arc::new(eventfd()?)],
             errors: eventfd()?,
             shared,
             net,
@@ -163,8 +166,8 @@ impl VhostNet {
     }
 
     fn of(user: Box<dyn Idle>, link: Link) -> Self {
-        // What goes through the control queue is userspace's only.
-        let offered = user.offered() & !(KNOWN & !link.kernel.features()) & !CONTROL;
+        let known = link.kernels.iter().fold(KNOWN, |known, kernel| known & kernel.features());
+        let offered = user.offered() & !(KNOWN & !known);
         Self { user, offered, link }
     }
 
@@ -185,8 +188,7 @@ impl Idle for VhostNet {
     }
 
     fn queue_sizes_max(&self) -> &[u16] {
-        let sizes = self.user.queue_sizes_max();
-        &sizes[..sizes.len().min(PAIR)]
+        self.user.queue_sizes_max()
     }
 
     fn config(&self) -> &Arc<ConfigSpace> {

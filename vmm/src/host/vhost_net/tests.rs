@@ -29,29 +29,45 @@ const USERS: usize = CALLS + PAIR;
 
 /// What a vhost-net was asked, and how far it is with its rings.
 #[derive(Default)]
-struct Asked {
-    prepared: Vec<u64>,
+pub(super) struct Asked {
+    pub(super) prepared: Vec<u64>,
     /// By ring: where it was told to begin, if it serves.
-    serving: [Option<QueueState>; PAIR],
+    pub(super) serving: [Option<QueueState>; PAIR],
     /// By ring: available entries that it took so far.
-    base: [u16; PAIR],
-    starts: usize,
+    pub(super) base: [u16; PAIR],
+    pub(super) starts: usize,
     /// It refuses to start this ring.
-    refuses: Option<usize>,
+    pub(super) refuses: Option<usize>,
 }
 
 #[derive(Clone)]
-struct Fake {
+pub(super) struct Fake {
     features: u64,
     asked: Arc<Mutex<Asked>>,
 }
 
 impl Fake {
-    fn asked(&self) -> MutexGuard<'_, Asked> {
+    pub(super) fn new(features: u64) -> Self {
+        Self { features, asked: Arc::default() }
+    }
+
+    /// It sends `frames` frames of the guest with this RAM.
+    pub(super) fn sent(&self, ram: &Ram, frames: u16) {
+        let mut asked = self.asked();
+        let state = asked.serving[1].expect("the kernel serves");
+        for _ in 0..frames {
+            let at = state.used_ring + 4 + 8 * u64::from(asked.base[1] % SIZE);
+            ram::write(ram, at, &u64::from(asked.base[1] % SIZE).to_le_bytes());
+            asked.base[1] += 1;
+        }
+        ram::write(ram, state.used_ring + 2, &asked.base[1].to_le_bytes());
+    }
+
+    pub(super) fn asked(&self) -> MutexGuard<'_, Asked> {
         self.asked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn serves(&self) -> [bool; PAIR] {
+    pub(super) fn serves(&self) -> [bool; PAIR] {
         self.asked().serving.map(|ring| ring.is_some())
     }
 }
@@ -102,7 +118,7 @@ struct Rig {
     device: Box<dyn Running>,
 }
 
-fn limited() -> LimiterSpec {
+pub(super) fn limited() -> LimiterSpec {
     let ops = BucketSpec { size: 1_000_000, one_time_burst: 0, refill_time_ms: 1 };
     LimiterSpec { bytes: None, ops: Some(ops) }
 }
@@ -110,10 +126,11 @@ fn limited() -> LimiterSpec {
 fn vhost(features: u64, tx_limits: LimiterSpec) -> (VhostNet, Fake, FakeTap, NetHandle) {
     let tap = FakeTap::new();
     let net = Net::new(Box::new(tap.clone()), &NetOptions { tx_limits, ..NetOptions::default() });
-    let (handle, kernel) = (net.handle(), Fake { features, asked: Arc::default() });
+    let (handle, kernel) = (net.handle(), Fake::new(features));
     let kicks = (0..2).map(|_| EventFd::new(EFD_NONBLOCK).unwrap()).collect();
     let options = VhostOptions { name: "eth0".into(), kicks, rx_limits: LimiterSpec::default(), tx_limits };
-    let device = VhostNet::new(Box::new(net), handle.clone(), Box::new(kernel.clone()), &options).unwrap();
+    let kernels = vec![Box::new(kernel.clone()) as Box<dyn Kernel>];
+    let device = VhostNet::new(Box::new(net), handle.clone(), kernels, &options).unwrap();
     (device, kernel, tap, handle)
 }
 
@@ -144,18 +161,6 @@ impl Rig {
     /// The driver has a frame to send.
     fn sends(&mut self) {
         self.tx.send(&[give(DATA, FRAME)]);
-    }
-
-    /// The kernel sends `frames` frames.
-    fn kernel_sent(&mut self, frames: u16) {
-        let state = self.kernel.asked().serving[1].expect("the kernel serves");
-        let mut asked = self.kernel.asked();
-        for _ in 0..frames {
-            let at = state.used_ring + 4 + 8 * u64::from(asked.base[1] % SIZE);
-            ram::write(&self.ram, at, &u64::from(asked.base[1] % SIZE).to_le_bytes());
-            asked.base[1] += 1;
-        }
-        ram::write(&self.ram, state.used_ring + 2, &asked.base[1].to_le_bytes());
     }
 
     fn limits(&mut self, spec: LimiterSpec) {
@@ -250,7 +255,7 @@ fn a_call_that_is_an_interrupt_by_itself_is_not_waited_for_until_the_driver_lets
 fn a_pause_takes_the_rings_from_the_kernel_and_its_end_gives_them_back_where_they_were() {
     let mut rig = Rig::new();
     (0..3).for_each(|_| rig.sends());
-    rig.kernel_sent(2);
+    rig.kernel.sent(&rig.ram, 2);
     rig.device.settle();
     assert_eq!(rig.kernel.serves(), [false; 2]);
     assert!(!rig.handle.in_kernel());
@@ -265,7 +270,7 @@ fn a_pause_takes_the_rings_from_the_kernel_and_its_end_gives_them_back_where_the
 fn limits_that_come_move_the_rings_to_userspace_where_the_kernel_left_them() {
     let mut rig = Rig::new();
     (0..3).for_each(|_| rig.sends());
-    rig.kernel_sent(1);
+    rig.kernel.sent(&rig.ram, 1);
     assert!(rig.tx.used().is_some());
     assert_eq!(rig.device.new_source(), None);
     rig.limits(limited());

@@ -168,11 +168,13 @@ impl HostSide for UnixHost {
             match event.data() {
                 token if token < SLOTS => {
                     let hung_up = set.intersects(EventSet::HANG_UP | EventSet::ERROR);
+                    let before_end = set.intersects(EventSet::READ_HANG_UP | EventSet::PRIORITY);
                     events.push(HostEvent::Ready {
                         slot: u16::try_from(token).expect("below 2^16"),
                         readable: hung_up || set.intersects(EventSet::IN | EventSet::READ_HANG_UP),
                         writable: hung_up || set.contains(EventSet::OUT),
                         hung_up,
+                        pieces: hung_up || before_end,
                     });
                 }
                 token if token >= TOKEN_CALLER => self.hear(token, events),

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use devices::mem::VolatileSlice;
-use devices::virtio::vsock::{Kind, Peer, RECORD_BYTES_MAX};
+use devices::virtio::vsock::{Kind, Peer, RECORD_BYTES_MAX, Received};
 use nix::sys::socket::{MsgFlags, Shutdown, recv, send, shutdown};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
@@ -41,7 +41,8 @@ impl UnixPeer {
 
     /// Edge-triggered, and made to tell again what is so already.
     fn ctl(&self, how: ControlOperation, more: EventSet) -> io::Result<()> {
-        let set = EventSet::IN | EventSet::READ_HANG_UP | EventSet::EDGE_TRIGGERED | more;
+        let set =
+            EventSet::IN | EventSet::PRIORITY | EventSet::READ_HANG_UP | EventSet::EDGE_TRIGGERED | more;
         self.epoll.ctl(how, self.fd.as_raw_fd(), EpollEvent::new(set, self.token.unwrap_or_default()))
     }
 }
@@ -68,8 +69,12 @@ impl Peer for UnixPeer {
         vectored::writev(self.fd(), data)
     }
 
-    fn recv(&mut self, into: &[VolatileSlice]) -> io::Result<usize> {
-        vectored::readv(self.fd(), into)
+    /// One that finds less than there is room for has found all, but for what comes before the end or urgent bytes, of which the epoll
+    /// tells, and before descriptors, which are dropped.
+    fn recv(&mut self, into: &[VolatileSlice]) -> io::Result<Received> {
+        let (bytes, flags) = vectored::recvmsg(self.fd(), into)?;
+        let room: usize = into.iter().map(VolatileSlice::len).sum();
+        Ok(Received { bytes, all: bytes < room && !flags.contains(MsgFlags::MSG_CTRUNC) })
     }
 
     fn recv_record(&mut self, into: &mut Vec<u8>) -> io::Result<usize> {

@@ -6,6 +6,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 
 use devices::mem::VolatileSlice;
+use devices::virtio::vsock::Received;
 use nix::sys::socket::{Backlog, MsgFlags, bind, listen, recv, send};
 
 use super::*;
@@ -47,7 +48,7 @@ impl Rig {
     /// (slot, readable, writable, hung up) of each.
     fn ready(&mut self) -> Vec<(u16, bool, bool, bool)> {
         let each = self.poll().into_iter().map(|event| match event {
-            HostEvent::Ready { slot, readable, writable, hung_up } => (slot, readable, writable, hung_up),
+            HostEvent::Ready { slot, readable, writable, hung_up, .. } => (slot, readable, writable, hung_up),
             HostEvent::Call { .. } => panic!("a call"),
         });
         each.collect()
@@ -68,7 +69,7 @@ fn records(path: &Path, server: bool) -> OwnedFd {
 
 fn received(peer: &mut dyn Peer, room: usize) -> io::Result<Vec<u8>> {
     let mut bytes = vec![0; room];
-    let n = peer.recv(&[VolatileSlice::from(&mut bytes[..])])?;
+    let n = peer.recv(&[VolatileSlice::from(&mut bytes[..])])?.bytes;
     bytes.truncate(n);
     Ok(bytes)
 }
@@ -218,6 +219,60 @@ fn room_is_told_of_when_it_is_wanted_and_the_end_when_it_comes() {
     drop(stream);
     assert_eq!(rig.ready(), [(5, true, true, true)]);
     assert_eq!(sent(&mut *peer, &chunk).unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+}
+
+/// What the host says of the peer under slot 5: `pieces`.
+fn in_pieces(rig: &mut Rig) -> bool {
+    match rig.poll().as_slice() {
+        [HostEvent::Ready { slot: 5, readable: true, pieces, .. }] => *pieces,
+        _ => panic!("not what is ready"),
+    }
+}
+
+#[test]
+fn a_receive_knows_whether_it_got_all_and_where_it_can_not_know_says_so() {
+    let mut rig = Rig::new();
+    let listener = UnixListener::bind(rig.path("_52")).unwrap();
+    let mut peer = rig.host.connect(Kind::Stream, 52).unwrap();
+    let mut stream = listener.accept().unwrap().0;
+    peer.watch(5).unwrap();
+    let mut receive = |room: usize| {
+        let mut bytes = vec![0; room];
+        let Received { bytes, all } = peer.recv(&[VolatileSlice::from(&mut bytes[..])]).unwrap();
+        (bytes, all)
+    };
+    stream.write_all(b"seven..").unwrap();
+    assert!(!in_pieces(&mut rig));
+    assert_eq!((receive(7), rig.poll().len()), ((7, false), 0), "there may be more");
+    stream.write_all(b"one").unwrap();
+    stream.write_all(b"two").unwrap();
+    assert!(!in_pieces(&mut rig));
+    assert_eq!(receive(100), (6, true));
+    // Descriptors divide a stream.
+    let passed = [std::io::stdin().as_raw_fd()];
+    let control = [nix::sys::socket::ControlMessage::ScmRights(&passed)];
+    let parts = [std::io::IoSlice::new(b"with a file")];
+    nix::sys::socket::sendmsg::<()>(stream.as_raw_fd(), &parts, &control, MsgFlags::empty(), None).unwrap();
+    stream.write_all(b"and more").unwrap();
+    assert!(!in_pieces(&mut rig));
+    assert_eq!((receive(100), receive(100)), ((11, false), (8, true)));
+    // So do urgent bytes, if this kernel has them.
+    stream.write_all(b"before").unwrap();
+    if send(stream.as_raw_fd(), b"!", MsgFlags::MSG_OOB).is_ok() {
+        stream.write_all(b"after").unwrap();
+        assert!(in_pieces(&mut rig));
+        assert_eq!(receive(100).0, 6);
+    } else {
+        in_pieces(&mut rig);
+    }
+    while rig.poll().is_empty() && peer.recv(&[VolatileSlice::from(&mut [0; 100][..])]).is_ok() {}
+    // And the end, which is told of once.
+    stream.write_all(b"the last").unwrap();
+    drop(stream);
+    assert!(in_pieces(&mut rig));
+    assert_eq!(received(&mut *peer, 100).unwrap(), b"the last");
+    assert!(rig.poll().is_empty());
+    assert!(received(&mut *peer, 100).unwrap().is_empty());
 }
 
 #[test]

@@ -243,8 +243,8 @@ const VHOST_RINGS: &[u32] = &[
 ];
 /// KVM_SET_GSI_ROUTING, KVM_IRQFD.
 const IRQFD: &[u32] = &[KVM | 0x6a, KVM | 0x76];
-/// ioctls of vhost-net when it is opened: VHOST_GET_FEATURES, VHOST_SET_OWNER.
-const VHOST_OPEN: &[u32] = &[VHOST, VHOST | 0x01];
+/// ioctls of vhost-net when it is opened: VHOST_GET_FEATURES, VHOST_SET_OWNER, VHOST_SET_VRING_BUSYLOOP_TIMEOUT.
+const VHOST_OPEN: &[u32] = &[VHOST, VHOST | 0x01, VHOST | 0x23];
 
 /// The socket device: its kicks, connections from and to Unix sockets, its interrupts.
 const VSOCK: &[Rule] = &[
@@ -253,7 +253,7 @@ const VSOCK: &[Rule] = &[
     when(libc::SYS_socket, UNIX),
     any(libc::SYS_connect),
     any(libc::SYS_accept4),
-    any(libc::SYS_readv),
+    any(libc::SYS_recvmsg),
     any(libc::SYS_writev),
     any(libc::SYS_recvfrom),
     any(libc::SYS_sendto),

@@ -41,6 +41,24 @@ fn bytes_pass_both_ways_over_a_connection_of_the_guest() {
 }
 
 #[test]
+fn what_fills_less_than_its_room_was_all_and_nobody_asks_for_more_until_there_is_some() {
+    let mut rig = Rig::new();
+    let end = rig.connected(STREAM, PORTS);
+    let before = rig.host.world().ends[end].receives;
+    for round in 1..=3 {
+        rig.host.world().say(end, b"question");
+        assert_eq!(rig.packets(), [rw(b"question")]);
+        rig.send(STREAM, Op::Rw, PORTS, 0, b"answer");
+        assert_eq!(rig.host.world().ends[end].receives, before + round);
+    }
+    // The end is not told of twice.
+    rig.host.world().say(end, b"the last");
+    rig.host.world().finish(end);
+    assert_eq!(rig.packets(), [rw(b"the last"), shutdown(SHUT_SEND)]);
+    assert_eq!(rig.host.world().ends[end].receives, before + 5);
+}
+
+#[test]
 fn a_port_on_which_nobody_listens_or_only_for_the_other_type_is_refused() {
     let mut rig = Rig::new();
     rig.host.world().listen(Kind::SeqPacket, 53);
