@@ -237,6 +237,12 @@ class YunPciVhost(YunPci):
     name, interface = "yun-pci-vhost", {"vhost": True}
 
 
+class YunPciVhostPoll(YunPciVhost):
+    """The kernel's vhost looks for work before it sleeps."""
+
+    name, interface = "yun-pci-vhost-poll", {"vhost": True, "poll_us": 200}
+
+
 class YunPciPoll(YunPci):
     """Its threads look for work before they sleep."""
 
@@ -378,7 +384,7 @@ CONFINEMENT = (YunBare, YunMmio, YunJailed)
 # Who takes part in measuring a path, each at its best there.
 PATHS = {
     "block": (YunMmio, YunPci, YunPciAsync, YunPciPoll, Firecracker, FirecrackerAsync, QemuMicrovm, QemuQ35),
-    "net": (YunMmio, YunPci, YunPciPoll, YunPciVhost, Firecracker, QemuMicrovm, QemuQ35, QemuQ35Vhost, QemuQ35VhostPoll),
+    "net": (YunMmio, YunPci, YunPciPoll, YunPciVhost, YunPciVhostPoll, Firecracker, QemuMicrovm, QemuQ35, QemuQ35Vhost, QemuQ35VhostPoll),
     "vsock": (YunMmio, YunPci, Firecracker, QemuMicrovm, QemuQ35),
 }
 KNOWN = {kind.name: kind for kind in (*ALL, *CONFINEMENT, *(kind for kinds in PATHS.values() for kind in kinds), QemuMicrovmVhost, YunPciOther, YunPciVhostOther)}

@@ -2,13 +2,14 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
 use serde_json::json;
 
 use super::common::{Bus, Vm, zeros};
-use super::{boot, image, linux, printed, sha256, succeeds};
+use super::{boot, host, image, linux, printed, sha256, succeeds};
 use crate::over_both_transports;
 
 over_both_transports!(linux:
@@ -16,6 +17,7 @@ over_both_transports!(linux:
     a_root_file_system_is_entered_by_is_root_device_and_an_image_is_swapped,
     io_goes_on_unharmed_through_pauses,
     what_a_guest_trims_and_discards_is_given_back_to_the_host,
+    drives_that_are_block_devices_are_written_discarded_and_grow,
     every_vcpu_has_its_queue_and_a_thread_behind_it,
     fio_finds_what_it_wrote_over_both_engines_through_pauses_and_changing_limits,
 );
@@ -139,6 +141,76 @@ fn what_a_guest_trims_and_discards_is_given_back_to_the_host(bus: Bus) {
     assert_eq!(held(&discarded), 4 << 20);
     assert_eq!(printed(&vm, "limits"), "2147483648 16777216 4096");
     assert_eq!(printed(&vm, "cache"), "write through");
+}
+
+/// A block device of the host on a file, until this is dropped.
+struct Loop {
+    device: String,
+    file: PathBuf,
+}
+
+impl Loop {
+    fn new(file: PathBuf) -> Self {
+        let device = host(&format!("losetup --find --show {}", file.display())).trim().to_owned();
+        Self { device, file }
+    }
+
+    fn grow(&self, bytes: u64) {
+        fs::File::options().write(true).open(&self.file).unwrap().set_len(bytes).unwrap();
+        host(&format!("losetup --set-capacity {}", self.device));
+    }
+
+    /// Bytes that its file takes up.
+    fn held(&self) -> u64 {
+        host(&format!("blockdev --flushbufs {}", self.device));
+        fs::File::open(&self.file).unwrap().sync_all().unwrap();
+        fs::metadata(&self.file).unwrap().blocks() * 512
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("losetup").args(["--detach", &self.device]).status();
+    }
+}
+
+fn drives_that_are_block_devices_are_written_discarded_and_grow(bus: Bus) {
+    let mut vm = Vm::start(bus.flags());
+    let drives = [
+        ("cached", json!({"cache_type": "Writeback"})),
+        ("direct", json!({"io_engine": "Async", "direct": true})),
+    ];
+    let loops = drives.map(|(name, options)| {
+        let file = vm.path(name);
+        fs::write(&file, vec![0xAA; 8 << 20]).unwrap();
+        let device = Loop::new(file);
+        vm.put_drive(name, Path::new(&device.device), &options);
+        (name, device)
+    });
+    vm.put("/machine-config", &json!({"vcpu_count": 1, "mem_size_mib": 256}));
+    let script = "for d in vda vdb; do
+            dd if=/dev/urandom of=/dev/$d bs=64k seek=96 count=32 conv=fsync oflag=direct 2>/dev/null
+            blkdiscard -o 1048576 -l 4194304 /dev/$d
+            [ $(dd if=/dev/$d bs=1M skip=1 count=4 iflag=direct 2>/dev/null | tr -d '\\0' | wc -c) = 0 ]
+            [ $(dd if=/dev/$d bs=64k count=8 iflag=direct 2>/dev/null | tr -d '\\252' | wc -c) = 0 ]
+        done; echo discarded=yes; head -c 1 >/dev/null
+        for d in vda vdb; do
+            until [ $(cat /sys/block/$d/size) = 24576 ]; do sleep 0.05; done
+            dd if=/dev/urandom of=/dev/$d bs=64k seek=191 count=1 conv=fsync oflag=direct 2>/dev/null
+            echo sum_$d=$(sha256sum </dev/$d | cut -d' ' -f1)
+        done";
+    boot(&vm, "", script);
+    vm.prints("discarded=yes");
+    for (name, device) in &loops {
+        assert!(device.held() <= 4 << 20, "{} bytes of {name} are still there", device.held());
+        device.grow(12 << 20);
+        vm.patch(&format!("/drives/{name}"), &json!({"drive_id": name, "path_on_host": device.device}));
+    }
+    vm.types(b"\n");
+    succeeds(&mut vm);
+    for (sum, (_, device)) in ["sum_vda", "sum_vdb"].iter().zip(&loops) {
+        assert_eq!(printed(&vm, sum), sha256(Path::new(&device.device)));
+    }
 }
 
 /// The threads of a VMM that serve the drive `id`.
