@@ -145,7 +145,7 @@ class Rest(Vmm):
 
     options = ()
     # What it is asked for beside what it would do anyway.
-    drive, interface = {}, {}
+    drive, interface, vsock = {}, {}, {}
 
     def launch(self):
         """Starts the process; the moment before that."""
@@ -196,7 +196,7 @@ class Rest(Vmm):
         self.uds = f"{self.work}/vsock"
         if guest.vsock:
             remove(self.uds)
-            self.put("/vsock", {"guest_cid": guest.cid, "uds_path": self.uds})
+            self.put("/vsock", {"guest_cid": guest.cid, "uds_path": self.uds, **self.vsock})
         before = time.monotonic()
         self.put("/actions", {"action_type": "InstanceStart"})
         return before
@@ -246,7 +246,7 @@ class YunPciVhostPoll(YunPciVhost):
 class YunPciPoll(YunPci):
     """Its threads look for work before they sleep."""
 
-    name, drive, interface = "yun-pci-poll", {"poll_us": 200}, {"poll_us": 200}
+    name, drive, interface, vsock = "yun-pci-poll", {"poll_us": 200}, {"poll_us": 200}, {"poll_us": 200}
 
 
 class YunPciOther(YunPci):
@@ -385,6 +385,6 @@ CONFINEMENT = (YunBare, YunMmio, YunJailed)
 PATHS = {
     "block": (YunMmio, YunPci, YunPciAsync, YunPciPoll, Firecracker, FirecrackerAsync, QemuMicrovm, QemuQ35),
     "net": (YunMmio, YunPci, YunPciPoll, YunPciVhost, YunPciVhostPoll, Firecracker, QemuMicrovm, QemuQ35, QemuQ35Vhost, QemuQ35VhostPoll),
-    "vsock": (YunMmio, YunPci, Firecracker, QemuMicrovm, QemuQ35),
+    "vsock": (YunMmio, YunPci, YunPciPoll, Firecracker, QemuMicrovm, QemuQ35),
 }
 KNOWN = {kind.name: kind for kind in (*ALL, *CONFINEMENT, *(kind for kinds in PATHS.values() for kind in kinds), QemuMicrovmVhost, YunPciOther, YunPciVhostOther)}

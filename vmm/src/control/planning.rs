@@ -65,7 +65,8 @@ impl Driver {
             Denial::Start(format!("the socket device's host side can't wait for events: {e}"))
         })?;
         let limits = limits(vsock.spec.rate_limiter);
-        Ok(VsockPlan { guest_cid: vsock.spec.guest_cid, host, limits })
+        let poll = Duration::from_micros(vsock.spec.poll_us.unwrap_or(0).into());
+        Ok(VsockPlan { guest_cid: vsock.spec.guest_cid, host, limits, poll })
     }
 
     fn drive_plan(&self, drive: &DriveEntry<Host>) -> DrivePlan {

@@ -178,11 +178,11 @@ impl Maker {
 
     /// The socket device.
     pub(super) fn vsock(&self, plan: VsockPlan) -> Result<Made<VsockHandle>, BuildError> {
-        let VsockPlan { guest_cid, limits, .. } = plan;
+        let VsockPlan { guest_cid, limits, host, poll } = plan;
         let options = VsockOptions { guest_cid, answer_timeout: ANSWER_TIMEOUT, limits };
-        let vsock = Vsock::new(Box::new(plan.host), &options);
+        let vsock = Vsock::new(Box::new(host), &options);
         let handle = vsock.handle();
-        let thread = Thread { kind: Kind::Vsock, id: "vsock", poll: Duration::ZERO };
+        let thread = Thread { kind: Kind::Vsock, id: "vsock", poll };
         self.make(&thread, Box::new(vsock), handle, |handle| {
             let m = handle.metrics();
             m.rx_read_failures.get() + m.tx_write_failures.get()

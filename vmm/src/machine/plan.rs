@@ -98,4 +98,6 @@ pub struct VsockPlan {
     pub host: UnixHost,
     /// Limits of both directions together.
     pub limits: LimiterSpec,
+    /// For how long its thread looks for work before it sleeps.
+    pub poll: Duration,
 }

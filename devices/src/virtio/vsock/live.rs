@@ -112,6 +112,8 @@ pub(super) struct Live {
     tx_held: bool,
     /// How long until the rate limit lets either side go on, as this turn found it.
     held_for: Option<Duration>,
+    /// Somebody looks whether there are packets: no kick is needed.
+    polled: bool,
     broken: bool,
 }
 
@@ -133,6 +135,7 @@ impl Live {
             tx_stalled: false,
             tx_held: false,
             held_for: None,
+            polled: false,
             broken: false,
         }
     }
@@ -188,7 +191,7 @@ impl Live {
                 return Ok(false);
             }
             if !ring.pop(ram, chain)? {
-                if ring.rearm(ram)? {
+                if !self.polled && ring.rearm(ram)? {
                     ring.suppress_kicks(ram)?;
                     continue;
                 }
@@ -306,7 +309,13 @@ impl Live {
             metrics.rx_interrupts.inc();
         }
         let Some(Side { ring, .. }) = &mut self.tx else { return Ok(None) };
-        match self.deferral.ask(ring, &self.ram, monotonic_ns())? {
+        // A thread that looks for work does not sleep until something is due.
+        let due = if self.polled {
+            self.deferral.tell(ring, &self.ram)?
+        } else {
+            self.deferral.ask(ring, &self.ram, monotonic_ns())?
+        };
+        match due {
             Due::Never => Ok(None),
             Due::After(wait) => Ok(Some(wait)),
             Due::Now => {
@@ -351,6 +360,16 @@ impl Running for Live {
         self.vsock.mux.metrics().host_events.inc();
         let more = self.vsock.mux.host_events();
         self.turn(false, more)
+    }
+
+    fn set_polled(&mut self, on: bool) {
+        self.polled = on;
+    }
+
+    /// Packets that can't be taken now are no work: whoever looks for some would find them for ever.
+    fn peek(&self, queue: u16) -> bool {
+        let waits = self.tx_stalled || self.tx_held || self.broken;
+        queue == TX_QUEUE && !waits && self.tx.as_ref().is_some_and(|tx| tx.ring.has_more(&self.ram))
     }
 
     fn stop(mut self: Box<Self>) -> Box<dyn Idle> {

@@ -59,6 +59,25 @@ fn what_fills_less_than_its_room_was_all_and_nobody_asks_for_more_until_there_is
 }
 
 #[test]
+fn a_polled_device_finds_packets_without_a_kick_and_asks_for_kicks_again_when_it_is_polled_no_more() {
+    let mut rig = Rig::new();
+    let end = rig.connected(STREAM, PORTS);
+    rig.device().set_polled(true);
+    rig.serve();
+    assert!(rig.tx.kicks_suppressed() && !(0..4).any(|queue| rig.device().peek(queue)));
+    let mut header = rig.header(STREAM, Op::Rw, PORTS.0, PORTS.1);
+    header.len = 7.into();
+    rig.publish(&header, b"unasked");
+    assert!(rig.device().peek(TX_QUEUE) && !rig.device().peek(RX_QUEUE));
+    rig.serve();
+    assert!(!rig.device().peek(TX_QUEUE));
+    assert_eq!(rig.host.world().ends[end].bytes(), b"unasked");
+    rig.device().set_polled(false);
+    rig.serve();
+    assert!(!rig.tx.kicks_suppressed());
+}
+
+#[test]
 fn a_port_on_which_nobody_listens_or_only_for_the_other_type_is_refused() {
     let mut rig = Rig::new();
     rig.host.world().listen(Kind::SeqPacket, 53);
