@@ -87,13 +87,21 @@ pub fn driver_step(driver: &mut Driver, ram: &Ram, input: &mut Input) {
 }
 
 /// Serves as an owner would: again while there is more.
-fn serve(device: &mut dyn Running, mut call: impl FnMut(&mut dyn Running) -> Served) {
+fn serve(device: &mut dyn Running, mut call: impl FnMut(&mut dyn Running) -> Served) -> Served {
     for _ in 0..BATCHES_MAX {
-        if call(device) != Served::More {
-            return;
+        let served = call(device);
+        if served != Served::More {
+            return served;
         }
     }
     panic!("work without end");
+}
+
+/// As an owner does that looks for work: what is found is done, or it would be found for ever.
+fn look(device: &mut dyn Running, queue: u16) {
+    if device.peek(queue) && serve(device, |device| device.serve(queue)) == Served::Drained {
+        assert!(!device.peek(queue), "work that is not done");
+    }
 }
 
 /// A device in use, and its guest.
@@ -203,10 +211,12 @@ pub fn play_in_ram(
         };
         match choice & 0x7f {
             0 => guest = Guest::start(guest.device.stop(), &ram, features, queues),
-            1..=16 => serve(&mut *guest.device, |device| device.serve(queue)),
-            17..=22 => serve(&mut *guest.device, |device| device.ready(0)),
+            1..=16 => guest.kick(queue),
+            17..=22 => guest.host_event(),
             23..=24 => guest.device.settle(),
             25..=40 => extra(input, &mut guest, &ram),
+            125 => guest.device.set_polled(input.chance()),
+            126..=127 => look(&mut *guest.device, queue),
             _ => driver_step(&mut guest.drivers[usize::from(queue)], &ram, input),
         }
     }
