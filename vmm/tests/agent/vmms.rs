@@ -52,7 +52,7 @@ fn a_vmm_that_hangs_is_unknown_and_left_alone_and_costs_nobody_else_anything() {
     if !ready() {
         return;
     }
-    let host = Host::with(&["--vmm-timeout-ms", "500"]);
+    let host = Host::with(&["--vmm-timeout-ms", "2000"]);
     host.run("hangs", &spec("do=spin"));
     host.run("other", &spec("do=spin"));
     let pid = host.vm_pid("hangs");
@@ -83,7 +83,7 @@ fn a_vmm_that_hangs_while_the_agent_lives_is_told_of_and_can_be_killed() {
     if !ready() {
         return;
     }
-    let host = Host::with(&["--vmm-timeout-ms", "500"]);
+    let host = Host::with(&["--vmm-timeout-ms", "2000"]);
     host.run("vm", &spec("do=spin"));
     let pid = host.vm_pid("vm");
     signal(pid, Signal::SIGSTOP);
@@ -104,7 +104,7 @@ fn a_vmm_that_hangs_is_noticed_without_being_asked_for() {
     if !ready() {
         return;
     }
-    let host = Host::with(&["--vmm-timeout-ms", "500"]);
+    let host = Host::with(&["--vmm-timeout-ms", "2000"]);
     host.run("vm", &spec("do=spin"));
     let pid = host.vm_pid("vm");
     signal(pid, Signal::SIGSTOP);
@@ -121,7 +121,7 @@ fn a_vmm_that_hangs_while_it_is_handed_a_volume_has_it_when_it_goes_on() {
     if !ready() {
         return;
     }
-    let host = Host::with(&["--vmm-timeout-ms", "500"]);
+    let host = Host::with(&["--vmm-timeout-ms", "2000"]);
     host.done("PUT", "/v1/tenants/t/volumes/d", &json!({ "size_mib": 1 }));
     host.run("vm", &spec("do=spin"));
     let pid = host.vm_pid("vm");
