@@ -171,7 +171,7 @@ fn configure(vm: &Vm, tap: &str, of_kernel: &str) {
     );
     vm.put(
         "/network-interfaces/eth1",
-        &json!({"iface_id": "eth1", "host_dev_name": of_kernel, "vhost": true}),
+        &json!({"iface_id": "eth1", "host_dev_name": of_kernel, "vhost": true, "poll_us": 20}),
     );
     vm.put("/entropy", &json!({}));
     vm.put("/vsock", &json!({"guest_cid": 3, "uds_path": vm.path("v")}));
@@ -217,7 +217,7 @@ fn come_and_go(vm: &Vm) {
     vm.put_drive("late", &zeros(&vm.path("late"), 1 << 20), &json!({}));
     vm.put(
         "/network-interfaces/late",
-        &json!({"iface_id": "late", "host_dev_name": "yun-life2", "vhost": true}),
+        &json!({"iface_id": "late", "host_dev_name": "yun-life2", "vhost": true, "poll_us": 20}),
     );
     for path in ["/drives/late", "/network-interfaces/late"] {
         let reply = vm.ask("DELETE", path, "");
