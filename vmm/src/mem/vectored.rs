@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use devices::mem::VolatileSlice;
+use devices::virtio::queue::total_len;
 use nix::sys::socket::MsgFlags;
 
 /// Segments moved by one system call: `IOV_MAX`.
@@ -21,6 +22,19 @@ fn iovecs(
     n
 }
 
+/// How much `call`, which says as system calls do, has moved; again if a signal came first.
+fn moved(mut call: impl FnMut() -> isize) -> io::Result<usize> {
+    loop {
+        if let Ok(moved) = usize::try_from(call()) {
+            return Ok(moved);
+        }
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
+        }
+    }
+}
+
 macro_rules! vectored {
     ($(#[$doc:meta])* $name:ident, $call:path $(, $offset:ident)?) => {
         $(#[$doc])*
@@ -33,20 +47,11 @@ macro_rules! vectored {
             let mut room = [const { std::mem::MaybeUninit::uninit() }; SEGMENTS_MAX];
             let n = iovecs(slices, &mut room);
             $(let $offset = i64::try_from($offset).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;)?
-            loop {
-                // SAFETY: the first `n` iovecs are initialised and describe memory that `slices` keeps mapped for the
-                // length of the call. The kernel copies; other threads may write the same memory, which it tolerates.
-                let moved = unsafe {
-                    $call(fd.as_raw_fd(), room.as_ptr().cast(), i32::try_from(n).unwrap_or(0) $(, $offset)?)
-                };
-                if let Ok(moved) = usize::try_from(moved) {
-                    return Ok(moved);
-                }
-                let error = io::Error::last_os_error();
-                if error.kind() != io::ErrorKind::Interrupted {
-                    return Err(error);
-                }
-            }
+            // SAFETY: the first `n` iovecs are initialised and describe memory that `slices` keeps mapped for the
+            // length of the call. The kernel copies; other threads may write the same memory, which it tolerates.
+            moved(|| unsafe {
+                $call(fd.as_raw_fd(), room.as_ptr().cast(), i32::try_from(n).unwrap_or(0) $(, $offset)?)
+            })
         }
     };
 }
@@ -64,27 +69,23 @@ vectored!(
     /// pwritev(2) from guest RAM, `offset` bytes from the start of the file.
     pwritev, libc::pwritev, offset);
 
-/// recvmsg(2) of bytes into guest RAM; and its flags. Descriptors that come along are closed, which MSG_CTRUNC tells.
+/// recvmsg(2) of bytes into guest RAM, and whether it filled the slices it was given; and its flags. Descriptors that come along are
+/// closed, which MSG_CTRUNC tells.
+///
+/// May move less than asked; the first `IOV_MAX` slices at most.
 ///
 /// # Errors
 /// What the system call said; EINTR is retried.
-pub fn recvmsg(fd: BorrowedFd<'_>, slices: &[VolatileSlice<'_>]) -> io::Result<(usize, MsgFlags)> {
+pub fn recvmsg(fd: BorrowedFd<'_>, slices: &[VolatileSlice<'_>]) -> io::Result<(usize, bool, MsgFlags)> {
     let mut room = [const { std::mem::MaybeUninit::uninit() }; SEGMENTS_MAX];
     let count = iovecs(slices, &mut room);
     // SAFETY: a msghdr of zeros is one without an address, iovecs and control messages.
     let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
     (message.msg_iov, message.msg_iovlen) = (room.as_mut_ptr().cast(), count as _);
-    loop {
-        // SAFETY: as of the calls above; `message` outlives the call, and is written to by it only where it lies itself.
-        let moved = unsafe { libc::recvmsg(fd.as_raw_fd(), &raw mut message, 0) };
-        if let Ok(moved) = usize::try_from(moved) {
-            return Ok((moved, MsgFlags::from_bits_truncate(message.msg_flags)));
-        }
-        let error = io::Error::last_os_error();
-        if error.kind() != io::ErrorKind::Interrupted {
-            return Err(error);
-        }
-    }
+    // SAFETY: as of the calls above; `message` outlives the call, and is written to by it only where it lies itself.
+    let bytes = moved(|| unsafe { libc::recvmsg(fd.as_raw_fd(), &raw mut message, 0) })?;
+    let full = bytes == total_len(&slices[..count]);
+    Ok((bytes, full, MsgFlags::from_bits_truncate(message.msg_flags)))
 }
 
 #[cfg(test)]

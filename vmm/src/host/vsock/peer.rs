@@ -72,9 +72,8 @@ impl Peer for UnixPeer {
     /// One that finds less than there is room for has found all, but for what comes before the end or urgent bytes, of which the epoll
     /// tells, and before descriptors, which are dropped.
     fn recv(&mut self, into: &[VolatileSlice]) -> io::Result<Received> {
-        let (bytes, flags) = vectored::recvmsg(self.fd(), into)?;
-        let room: usize = into.iter().map(VolatileSlice::len).sum();
-        Ok(Received { bytes, all: bytes < room && !flags.contains(MsgFlags::MSG_CTRUNC) })
+        let (bytes, full, flags) = vectored::recvmsg(self.fd(), into)?;
+        Ok(Received { bytes, all: !full && !flags.contains(MsgFlags::MSG_CTRUNC) })
     }
 
     fn recv_record(&mut self, into: &mut Vec<u8>) -> io::Result<usize> {

@@ -35,6 +35,14 @@ impl Rig {
         events
     }
 
+    /// A stream of the guest's, watched under slot 5, and its end on the host.
+    fn watched(&mut self) -> (Box<dyn Peer>, UnixStream) {
+        let listener = UnixListener::bind(self.path("_52")).unwrap();
+        let mut peer = self.host.connect(Kind::Stream, 52).unwrap();
+        peer.watch(5).unwrap();
+        (peer, listener.accept().unwrap().0)
+    }
+
     /// The one call that came in.
     fn call(&mut self) -> (Box<dyn Peer>, Kind, u32) {
         let mut events = self.poll();
@@ -192,10 +200,7 @@ fn the_guest_reaches_who_listens_for_its_type_and_nobody_else() {
 #[test]
 fn room_is_told_of_when_it_is_wanted_and_the_end_when_it_comes() {
     let mut rig = Rig::new();
-    let listener = UnixListener::bind(rig.path("_52")).unwrap();
-    let mut peer = rig.host.connect(Kind::Stream, 52).unwrap();
-    let mut stream = listener.accept().unwrap().0;
-    peer.watch(5).unwrap();
+    let (mut peer, mut stream) = rig.watched();
     assert!(rig.ready().is_empty(), "nothing to receive, and nobody asked for room");
     let chunk = [7; 4096];
     let mut total = 0;
@@ -232,10 +237,7 @@ fn in_pieces(rig: &mut Rig) -> bool {
 #[test]
 fn a_receive_knows_whether_it_got_all_and_where_it_can_not_know_says_so() {
     let mut rig = Rig::new();
-    let listener = UnixListener::bind(rig.path("_52")).unwrap();
-    let mut peer = rig.host.connect(Kind::Stream, 52).unwrap();
-    let mut stream = listener.accept().unwrap().0;
-    peer.watch(5).unwrap();
+    let (mut peer, mut stream) = rig.watched();
     let mut receive = |room: usize| {
         let mut bytes = vec![0; room];
         let Received { bytes, all } = peer.recv(&[VolatileSlice::from(&mut bytes[..])]).unwrap();
@@ -273,6 +275,17 @@ fn a_receive_knows_whether_it_got_all_and_where_it_can_not_know_says_so() {
     assert_eq!(received(&mut *peer, 100).unwrap(), b"the last");
     assert!(rig.poll().is_empty());
     assert!(received(&mut *peer, 100).unwrap().is_empty());
+}
+
+#[test]
+fn a_receive_of_more_segments_than_one_call_takes_does_not_take_what_is_left_for_nothing() {
+    let mut rig = Rig::new();
+    let (mut peer, mut stream) = rig.watched();
+    stream.write_all(&[7; 1100]).unwrap();
+    let mut bytes = vec![0; 2000];
+    let slices: Vec<_> = bytes.chunks_mut(1).map(VolatileSlice::from).collect();
+    assert_eq!(peer.recv(&slices).unwrap(), Received { bytes: 1024, all: false });
+    assert_eq!(peer.recv(&slices).unwrap(), Received { bytes: 76, all: true });
 }
 
 #[test]
