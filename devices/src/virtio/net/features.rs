@@ -87,6 +87,7 @@ pub(super) fn announces(features: u64) -> bool {
 }
 
 /// Whether a driver with these features may use several pairs; that needs the control queue (virtio 1.2 §5.1.3.1).
-pub(super) fn uses_pairs(features: u64) -> bool {
+#[must_use]
+pub fn uses_pairs(features: u64) -> bool {
     features & (F_MQ | F_CTRL_VQ) == F_MQ | F_CTRL_VQ
 }

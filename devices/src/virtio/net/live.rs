@@ -32,7 +32,8 @@ pub(super) struct Live {
 }
 
 impl Live {
-    pub(super) fn new(mut net: Net, granted: Granted) -> Self {
+    /// A card of which the driver uses the first `in_use` pairs.
+    pub(super) fn new(mut net: Net, granted: Granted, in_use: u16) -> Self {
         let Granted { ram, features, mut queues, interrupt } = granted;
         let session = Arc::new(Session::new(ram, features, interrupt));
         let mut ring = |index: u16| {
@@ -52,10 +53,9 @@ impl Live {
         let first = made.next().expect("a card has a pair");
         let further = made.map(|pair| Further { pair: SharedPair::new(pair), split_off: false }).collect();
         let mut live = Self { net, session, first, further, pairs, control };
-        let kept = live.net.shared.in_use_next.swap(1, Ordering::AcqRel);
-        // The wires may have failed it meanwhile: then all frames come to the first pair.
-        if kept > 1 {
-            live.use_pairs(kept);
+        // The wires may fail it: then all frames come to the first pair.
+        if in_use > 1 {
+            live.use_pairs(in_use);
         }
         live
     }

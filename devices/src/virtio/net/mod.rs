@@ -31,7 +31,7 @@ use features::{F_ALWAYS, F_USO, announces, offloads};
 pub use features::{
     F_CSUM, F_CTRL_VQ, F_GUEST_ANNOUNCE, F_GUEST_CSUM, F_GUEST_ECN, F_GUEST_TSO4, F_GUEST_TSO6, F_GUEST_UFO,
     F_GUEST_USO4, F_GUEST_USO6, F_HOST_ECN, F_HOST_TSO4, F_HOST_TSO6, F_HOST_UFO, F_HOST_USO, F_MAC, F_MQ,
-    F_MRG_RXBUF, F_MTU, F_STATUS,
+    F_MRG_RXBUF, F_MTU, F_STATUS, uses_pairs,
 };
 pub use frame_io::{FrameIo, Offloads, SLICES_MAX};
 pub use metrics::NetMetrics;
@@ -278,6 +278,8 @@ impl Idle for Net {
     }
 
     fn start(mut self: Box<Self>, granted: Granted) -> Result<Box<dyn Running>, StartFailed> {
+        // Those of a driver that is gone are no other's, even if this start fails.
+        let pairs_in_use = self.shared.in_use_next.swap(1, Ordering::AcqRel);
         // They are the interface's: one wire tells it, the one that is always attached.
         if let Err(error) = self.ports[0].wire.set_offloads(offloads(granted.features)) {
             let reason = format!("setting the offloads of {} failed: {error}", self.shared.name);
@@ -286,6 +288,6 @@ impl Idle for Net {
         if announces(granted.features) {
             self.shared.caller().interrupt = Some(Arc::downgrade(&granted.interrupt));
         }
-        Ok(Box::new(live::Live::new(*self, granted)))
+        Ok(Box::new(live::Live::new(*self, granted, pairs_in_use)))
     }
 }

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 
 use devices::irq::{Eventfd, Interrupt};
 use devices::mem::{Bytes, GuestAddress, Ram};
-use devices::virtio::net::F_MQ;
+use devices::virtio::net::uses_pairs;
 use devices::virtio::{Granted, Idle, Running, Served, StartFailed};
 use virtio_queue::{Queue, QueueState};
 use vmm_sys_util::eventfd::EventFd;
@@ -73,10 +73,8 @@ pub(super) struct Live {
     /// Userspace has taken commands from the control queue.
     commanded: bool,
     sources: Vec<Source>,
-    /// Descriptors that the userspace path waits for and that nobody watches yet.
-    unwatched: VecDeque<(usize, RawFd)>,
-    /// All are watched, and pairs that are not in use were not served since.
-    unused_unserved: bool,
+    /// Descriptors that the userspace path waits for and that nobody watches yet; `None` once that is settled.
+    unwatched: Option<VecDeque<(usize, RawFd)>>,
 }
 
 impl Live {
@@ -85,8 +83,8 @@ impl Live {
         let (ram, features) = (Arc::clone(&granted.ram), granted.features);
         let interrupt = Arc::clone(&granted.interrupt);
         let rings: Vec<_> = granted.queues.iter().map(|queue| queue.as_ref().map(Queue::state)).collect();
-        // Without VIRTIO_NET_F_MQ there is one pair, and the control queue comes after it (virtio 1.2 §5.1.2).
-        let pairs = if features & F_MQ != 0 { link.kernels.len() } else { 1 };
+        // The control queue comes after them (virtio 1.2 §5.1.2).
+        let pairs = if uses_pairs(features) { link.kernels.len() } else { 1 };
         link.net.frames_are_moved_elsewhere(true);
         match user.start(granted) {
             Ok(user) => Ok(Self {
@@ -101,8 +99,7 @@ impl Live {
                 interrupt,
                 rings,
                 mode: Mode::Held,
-                unwatched: VecDeque::new(),
-                unused_unserved: false,
+                unwatched: None,
             }),
             Err(StartFailed { device, reason }) => {
                 Err(StartFailed { device: Box::new(VhostNet::of(device, link)), reason })
@@ -216,7 +213,7 @@ impl Live {
         match user.stop().start(granted) {
             Ok(mut running) => {
                 running.go_on();
-                self.unwatched.extend((self.sources.len()..).zip(running.sources()));
+                self.unwatched = Some((self.sources.len()..).zip(running.sources()).collect());
                 self.user = Some(User::Running(running));
                 self.mode = Mode::Userspace;
             }
@@ -346,13 +343,11 @@ impl Running for Live {
     }
 
     fn new_source(&mut self) -> Option<(usize, RawFd)> {
-        if let Some(source) = self.unwatched.pop_front() {
-            if self.unwatched.is_empty() {
-                self.unused_unserved = true;
+        if let Some(unwatched) = &mut self.unwatched {
+            if let Some(source) = unwatched.pop_front() {
+                return Some(source);
             }
-            return Some(source);
-        }
-        if std::mem::take(&mut self.unused_unserved) {
+            self.unwatched = None;
             self.serve_unused();
         }
         let (source, fd) = self.running()?.new_source()?;

@@ -260,6 +260,32 @@ fn a_pair_whose_queues_the_driver_did_not_enable_is_refused() {
 }
 
 #[test]
+fn pairs_are_kept_over_one_start_whatever_becomes_of_that() {
+    let mut many = Many::new(3);
+    assert_eq!((many.use_pairs(3), many.handle.pairs_in_use()), (OK, 3));
+    many.handle.keep_pairs();
+    let many = many.restart();
+    assert_eq!((many.attached(), many.handle.pairs_in_use()), (vec![true; 3], 3));
+    let mut many = many.restart();
+    assert_eq!((many.attached(), many.handle.pairs_in_use()), (vec![true, false, false], 1));
+    // A start that fails is one, too: the next driver is another.
+    many.use_pairs(2);
+    many.handle.keep_pairs();
+    many.taps[0].traffic().errors.push_back(ErrorKind::Other);
+    let granted = Granted {
+        ram: Ram::clone(&many.ram),
+        features: F_MQ | F_CTRL_VQ,
+        queues: Vec::new(),
+        interrupt: many.irq.clone(),
+    };
+    let Err(StartFailed { device, .. }) = many.device.stop().start(granted) else { panic!("it fails") };
+    let (.., device) = Many::start(device, 3, !F_EVENT_IDX, &many.irq);
+    assert_eq!(many.handle.pairs_in_use(), 1);
+    assert!(!many.taps[1].traffic().attached);
+    drop(device);
+}
+
+#[test]
 fn a_host_that_refuses_a_pair_has_the_command_refused_and_nothing_changed() {
     let mut many = Many::new(3);
     many.taps[2].traffic().errors.push_back(ErrorKind::InvalidInput);
