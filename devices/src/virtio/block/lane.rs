@@ -15,7 +15,7 @@ use super::{BlockMetrics, Op, Shared, erase};
 use crate::clock::monotonic_ns;
 use crate::irq::Interrupt;
 use crate::mem::{Ram, VolatileSlice};
-use crate::virtio::queue::{Chain, Linger, Ring, RingError, copy_in, resolve};
+use crate::virtio::queue::{Burst, Chain, Next, Ring, RingError, copy_in, resolve};
 use crate::virtio::{Part, Served};
 
 /// Requests served before the thread looks at its other sources.
@@ -40,7 +40,7 @@ pub(super) struct Lane {
     pub(super) session: Arc<Session>,
     pub(super) ring: Ring,
     pub(super) chain: Chain,
-    pub(super) linger: Linger,
+    pub(super) burst: Burst,
     /// `None` until the queue is served for the first time.
     pub(super) backing: Option<Joined>,
     /// Whether writes were flushed one by one when it was last looked.
@@ -75,7 +75,7 @@ impl Lane {
             session,
             ring,
             chain,
-            linger: Linger::default(),
+            burst: Burst::default(),
             backing: None,
             write_through,
             flights: None,
@@ -129,8 +129,8 @@ impl Lane {
         self.look_at_cache_mode();
         self.ring.suppress_kicks(&ram)?;
         self.popped_ns = monotonic_ns();
-        self.linger.begin(self.popped_ns);
-        for turn in 0..REQUESTS_PER_BATCH {
+        self.burst.begin(self.popped_ns);
+        for _ in 0..REQUESTS_PER_BATCH {
             if self.flights.as_ref().is_some_and(Flights::is_full) {
                 if self.begun_early()? && !self.flights.as_ref().is_some_and(Flights::is_full) {
                     continue;
@@ -144,19 +144,21 @@ impl Lane {
                     continue;
                 }
                 // While something is in flight the next answer tells of the others. Who flushes waits for that.
-                if turn > 0
-                    && !self.flushed
-                    && self.flights.as_ref().is_none_or(Flights::is_empty)
-                    && self.linger.finds(|| self.ring.has_more(&ram))
-                {
-                    self.popped_ns = monotonic_ns();
-                    continue;
+                if !self.flushed && self.flights.as_ref().is_none_or(Flights::is_empty) {
+                    match self.burst.next(|| self.ring.has_more(&ram)) {
+                        Next::Found => {
+                            self.popped_ns = monotonic_ns();
+                            continue;
+                        }
+                        Next::Late => return Ok(Served::More),
+                        Next::Ended => {}
+                    }
                 }
                 if !self.polled && self.ring.rearm(&ram)? {
                     self.ring.suppress_kicks(&ram)?;
                     continue;
                 }
-                if turn == 0 {
+                if !self.burst.has_begun() {
                     self.metrics().empty_queue_events.inc();
                 }
                 return Ok(Served::Drained);
@@ -166,8 +168,10 @@ impl Lane {
             if let Some(served) = self.throttle() {
                 return Ok(served);
             }
+            self.burst.took();
             self.one(&ram, &mut slices)?;
         }
+        self.burst.goes_on();
         Ok(Served::More)
     }
 
@@ -309,6 +313,7 @@ impl Lane {
     /// Raises the interrupt if the driver wants it.
     fn tell(&mut self) -> Result<(), RingError> {
         self.unreported = 0;
+        self.burst.told();
         if self.ring.wants_interrupt(&self.session.ram)? {
             self.session.interrupt.queue(self.index);
             self.metrics().interrupts.inc();

@@ -1,24 +1,19 @@
-//! A short look for more before a batch ends.
+//! A short look for more before a batch of a stream ends: of frames to send, say, whose driver does not wait for each.
 //!
-//! A device that is quicker than its driver finds its queue empty after each request of a burst, asks for a kick and interrupts: two
-//! exits or three for each, where the burst could have had one kick and one interrupt. So it looks a little longer, by how long the
-//! driver takes from one request to the next, and at most for half the time from one batch to the next: quick machines look for
-//! microseconds, slow ones longer. A driver that waits for its one request is held up by that, so a device that looked for nothing looks
-//! ever more seldom, and shorter: how long it would have had to look it learns when the next request comes.
+//! A device that is quicker than its driver finds its queue empty after each request, asks for a kick and gets one: an exit for each,
+//! where all could have had one. So it looks a little longer, by how long the driver takes from one request to the next, and at most for
+//! half the time from one batch to the next: quick machines look for microseconds, slow ones longer. A driver that has no more is held
+//! up by that if it waits for the interrupt, so a device that looked for nothing looks ever more seldom, and shorter: how long it would
+//! have had to look it learns when the next request comes. For drivers that wait for their answers see [`Burst`](super::Burst).
 
+use super::look::{LOOK_MIN_NS, look};
 use crate::clock::monotonic_ns;
 
-/// The shortest look, in nanoseconds, and the longest where a thread has nothing else to do.
-const LOOK_NS: (u64, u64) = (2_000, 1_000_000);
 /// How long a batch may look, in gaps between requests and in nanoseconds at least and at most: by so much an interrupt is late.
 const BATCH_GAPS: u64 = 16;
 const BATCH_NS: (u64, u64) = (20_000, 2_000_000);
 /// Batches that begin further apart, in nanoseconds, say nothing about how quick the driver is.
 const PERIOD_NS: u64 = 2_000_000;
-/// Looks at the queue between two at the clock.
-const LOOKS: u32 = 8;
-/// Looks at the clock at most: if it stood still, this would not.
-const CLOCK_LOOKS: u32 = 10_000;
 /// Batches without a look, at most, after looks that found nothing.
 const PAUSE_MAX: u32 = 63;
 
@@ -43,22 +38,16 @@ pub struct Linger {
     missed_ns: Option<u64>,
 }
 
-impl Default for Linger {
-    fn default() -> Self {
-        Self::with_longest(LOOK_NS.1)
-    }
-}
-
 impl Linger {
     /// One whose looks last `look_max_ns` nanoseconds at most, or the shortest look if that is longer, because something else waits
     /// meanwhile. A batch may look several times.
     #[must_use]
     pub fn with_longest(look_max_ns: u64) -> Self {
-        let look_max_ns = look_max_ns.max(LOOK_NS.0);
+        let look_max_ns = look_max_ns.max(LOOK_MIN_NS);
         Self {
             look_max_ns,
             gap_ns: look_max_ns / 4,
-            period_ns: LOOK_NS.0 * 8,
+            period_ns: LOOK_MIN_NS * 8,
             batch_ns: 0,
             pause: 0,
             next_pause: 1,
@@ -85,31 +74,21 @@ impl Linger {
     }
 
     /// The queue is empty: whether there is `more` if one waits a little.
-    pub fn finds(&mut self, mut more: impl FnMut() -> bool) -> bool {
+    pub fn finds(&mut self, more: impl FnMut() -> bool) -> bool {
         if !self.found && self.pause > 0 {
             self.pause -= 1;
             return false;
         }
         let begin = monotonic_ns();
         let batch = (self.gap_ns * BATCH_GAPS).clamp(BATCH_NS.0, BATCH_NS.1);
-        let look = (self.gap_ns * 4).min(self.period_ns / 2).clamp(LOOK_NS.0, self.look_max_ns);
-        let end = (*self.began_ns.get_or_insert(begin) + batch).min(begin + look);
-        let mut now = begin;
-        for _ in 0..CLOCK_LOOKS {
-            if now >= end {
-                break;
-            }
-            for _ in 0..LOOKS {
-                if more() {
-                    now = monotonic_ns();
-                    self.learn(now.saturating_sub(begin));
-                    self.found = true;
-                    self.next_pause = 1;
-                    return true;
-                }
-                std::hint::spin_loop();
-            }
-            now = monotonic_ns();
+        let longest = (self.gap_ns * 4).min(self.period_ns / 2).clamp(LOOK_MIN_NS, self.look_max_ns);
+        let end = (*self.began_ns.get_or_insert(begin) + batch).min(begin + longest);
+        let (found, now) = look(begin, end, more);
+        if found {
+            self.learn(now.saturating_sub(begin));
+            self.found = true;
+            self.next_pause = 1;
+            return true;
         }
         // A burst has an end: only who found nothing at all looked in vain.
         if !self.found {
@@ -128,12 +107,15 @@ mod tests {
 
     use std::time::Duration;
 
+    use super::super::look::{CLOCK_LOOKS, LOOKS};
     use super::*;
     use crate::testing::clock::{FakeClock, advance};
 
+    const LOOK_MAX_NS: u64 = 1_000_000;
+
     /// One whose driver has taken a millisecond from batch to batch.
     fn of_a_slow_machine() -> Linger {
-        Linger { period_ns: PERIOD_NS, ..Linger::default() }
+        Linger { period_ns: PERIOD_NS, ..Linger::with_longest(LOOK_MAX_NS) }
     }
 
     /// Looks in a batch, each of `ns`, the last of which finds something if `finds`.
@@ -155,7 +137,7 @@ mod tests {
             advance(Duration::from_millis(1));
             linger.begin(monotonic_ns());
             let (found, took) = look(&mut linger, 100, None);
-            assert!(!found && took <= LOOK_NS.1 + 100 * u64::from(LOOKS), "{took}");
+            assert!(!found && took <= LOOK_MAX_NS + 100 * u64::from(LOOKS), "{took}");
             if took > 0 {
                 looked.push(batch);
             }
@@ -215,13 +197,13 @@ mod tests {
             took = look(&mut linger, 100, None).1;
             advance(Duration::from_millis(10));
         }
-        assert!(took <= LOOK_NS.0 + 100 * u64::from(LOOKS), "{took}");
+        assert!(took <= LOOK_MIN_NS + 100 * u64::from(LOOKS), "{took}");
     }
 
     #[test]
     fn it_looks_for_half_the_time_from_batch_to_batch_at_most() {
         let _clock = FakeClock::at(0);
-        let mut linger = Linger::default();
+        let mut linger = Linger::with_longest(LOOK_MAX_NS);
         for _ in 0..100 {
             advance(Duration::from_micros(20));
             linger.begin(monotonic_ns());
@@ -245,7 +227,7 @@ mod tests {
     fn a_clock_that_stands_still_is_not_waited_for() {
         let _clock = FakeClock::at(0);
         let looks = Cell::new(0);
-        let mut linger = Linger::default();
+        let mut linger = Linger::with_longest(LOOK_MAX_NS);
         linger.begin(monotonic_ns());
         assert!(!linger.finds(|| {
             looks.set(looks.get() + 1);

@@ -6,17 +6,22 @@
 //!  Ring::finish(head, written) ──> used ring        Ring::wants_interrupt: once per batch
 //! ```
 //! One batch, in any device: [`Ring::suppress_kicks`], then `pop` until the bound of the batch or until [`Ring::rearm`] says that
-//! nothing came in meanwhile (disks and cards have [`Linger`] look for more first), then one interrupt if
+//! nothing came in meanwhile (disks have [`Burst`] and cards [`Linger`] look for more first), then one interrupt if
 //! [`Ring::wants_interrupt`], which a queue to send by may owe for a while ([`Deferral`]). Errors here mean that the driver broke
 //! the rules of the queue: the device asks to be reset (§2.1.2) and serves nothing more.
 
+mod burst;
+#[cfg(test)]
+mod burst_tests;
 mod chain;
 mod deferral;
 mod linger;
+mod look;
 mod ring;
 #[cfg(test)]
 mod tests;
 
+pub use burst::{Burst, Next};
 pub use chain::{Chain, ChainError, Segment, advance, copy_in, copy_out, resolve, total_len, truncate};
 pub use deferral::{Deferral, Due};
 pub use linger::Linger;
