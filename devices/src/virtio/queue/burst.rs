@@ -25,7 +25,7 @@ pub(super) const LATE_NS: (u64, u64) = (20_000, 2_000_000);
 /// Who is quiet for longer, in nanoseconds, says nothing about how long exits take.
 const QUIET_NS: u64 = 2_000_000;
 /// Bursts without a look beyond them, at most, after such looks that found nothing.
-pub(super) const PAUSE_MAX: u32 = 127;
+pub(super) const PAUSE_MAX: u32 = 31;
 /// Looks in a row that find something until they are the longest, and how many of those one in vain is worth.
 const PATIENCE_MAX: u32 = 32;
 const IMPATIENCE: u32 = 2;
@@ -163,7 +163,7 @@ impl Burst {
             self.next_pause = (self.next_pause * 2 + 1).min(PAUSE_MAX);
         } else {
             // One hiccup among many is no reason to expect much less.
-            self.size = (self.size - (self.size - self.untold).div_ceil(4)).max(1);
+            self.size = (self.size - (self.size - self.untold).div_ceil(8)).max(1);
             self.patience = patience.saturating_sub(IMPATIENCE);
         }
         Next::Ended
