@@ -10,7 +10,7 @@
 //! ```
 //! - Whether the driver would give more than it was seen to give is tried by a look beyond that, ever more seldom if there was nothing.
 //! - A look lasts for half of the time from the end of a batch to the next one, which is about what the exits take that it may save, on
-//!   machines where these are quick as on those where they are slow: who looks in vain has lost no more than that. It lasts up to three
+//!   machines where these are quick as on those where they are slow: who looks in vain has lost no more than that. It lasts up to four
 //!   times as long where looks are seldom in vain: then what is late is the driver's own interrupt or timer, and it will go on.
 //! - Who was answered is told after a while although there is more to come. The device goes on looking meanwhile.
 
